@@ -1,0 +1,84 @@
+"""Image data sets as tensors: torchvision's own, any folder of images, and a small bundled sample."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision import datasets
+
+PRETRAINED = Path(__file__).parent / "pretrained"
+
+DATASETS = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
+
+CLASS_NAMES = {
+    "mnist": [str(i) for i in range(10)],
+    "fashion": ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"],
+    "cifar10": ["plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"],
+}
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """Bytes 0..255 to float32 in [-1, 1], the range that the forward process assumes (Ho et al. 2020, section 3.3)."""
+    return images.float() / 127.5 - 1
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Model range [-1, 1] to bytes 0..255; what lies outside is clipped."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def load_dataset(name: str, root: str | Path = "data", train: bool = True) -> tuple[Tensor, Tensor]:
+    """A whole data set in memory, downloaded by torchvision when it is not under `root` yet.
+
+    Args:
+        name: "mnist", "fashion", "cifar10", or the path of a folder with one subfolder of images for each class.
+        root: where torchvision keeps its data sets.
+        train: the training part or the test part; a folder has `train` and `test` inside.
+
+    Returns:
+        images, uint8 [N, C, H, W], and labels, int64 [N].
+
+    Raises:
+        ValueError: when the name is neither a known data set nor a folder.
+        RuntimeError: when the download fails; it says what to do by hand.
+    """
+    if name not in DATASETS:
+        return _load_folder(Path(name) / ("train" if train else "test"))
+    try:
+        dataset = DATASETS[name](root, train=train, download=True)
+    except Exception as error:
+        raise RuntimeError(
+            f"{name} is not under {Path(root).resolve()} and could not be downloaded ({error}); connect to the "
+            f"network once, or copy torchvision's files of {DATASETS[name].__name__} there"
+        ) from error
+    images = torch.as_tensor(dataset.data)
+    images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+    return images, torch.as_tensor(dataset.targets)
+
+
+def _load_folder(folder: Path) -> tuple[Tensor, Tensor]:
+    if not folder.is_dir():
+        raise ValueError(
+            f"no data set {str(folder.parent)!r}: use one of {', '.join(DATASETS)}, or a folder with train/ and test/"
+        )
+    dataset = datasets.ImageFolder(str(folder))
+    images = np.stack([np.asarray(image) for image, _ in dataset])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
+
+
+def bundled_sample(name: str) -> tuple[Tensor, Tensor]:
+    """The first 200 test images of MNIST or Fashion-MNIST, shipped with the library: for examples with no network.
+
+    Returns:
+        images, float32 [200, 1, 28, 28] in [-1, 1], and labels, int64 [200].
+
+    Raises:
+        ValueError: when no sample of that name is shipped.
+    """
+    path = PRETRAINED / f"{name}-sample.npz"
+    if not path.exists():
+        shipped = sorted(p.name.removesuffix("-sample.npz") for p in PRETRAINED.glob("*-sample.npz"))
+        raise ValueError(f"no bundled sample {name!r}; shipped are: {', '.join(shipped)}")
+    with np.load(path, allow_pickle=False) as arrays:
+        return to_model_range(torch.from_numpy(arrays["images"])), torch.from_numpy(arrays["labels"])

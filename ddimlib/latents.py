@@ -1,0 +1,91 @@
+"""Starting noise: one seed for each sample, and paths between two latents."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def sample_seeds(seed: int, n: int, start: int = 0) -> list[int]:
+    """Seeds of samples start, …, start + n - 1 of the run `seed`: well mixed, so that runs 0 and 1 share no sample.
+
+    Raises:
+        ValueError: when `seed` or `start` is negative.
+    """
+    if seed < 0 or start < 0:
+        raise ValueError(f"seed and start must be at least 0, got {seed} and {start}")
+    return [
+        int(np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0] >> 1) for i in range(start, start + n)
+    ]
+
+
+class SeededNoise:
+    """A source of Gaussian noise with a generator of its own for each sample.
+
+    What sample i receives depends on its seed alone: not on the batch around it, on its place there, on the device or on
+    the dtype. (`torch.randn(3)` is not the head of `torch.randn(64, 3)`, and float64 draws differ from float32 ones.)
+    Drawn on the CPU in float32.
+
+    Args:
+        seeds: one for each sample, each at least 0.
+    """
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def draw(self, shape: Sequence[int]) -> Tensor:
+        """The next N(0, I) draw, one for each sample: float32 [B, *shape] on the CPU."""
+        return torch.stack([torch.randn(*shape, generator=generator) for generator in self._generators])
+
+    def __call__(self, like: Tensor) -> Tensor:
+        """The next draw with the shape, dtype and device of `like` [B, …].
+
+        Raises:
+            ValueError: when the batch does not have one sample for each seed.
+        """
+        if len(like) != len(self):
+            raise ValueError(f"this noise has {len(self)} seeds, but the batch has {len(like)} samples")
+        return self.draw(like.shape[1:]).to(device=like.device, dtype=like.dtype)
+
+
+def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """The straight line from a to b: (1 - w) a + w b.
+
+    Between independent Gaussian latents it leaves the shell where they live: at w = ½ the norm sags to √½ ≈ 0.71.
+
+    Args:
+        a, b: [B, …], same shape.
+        weight: w in [0, 1].
+    """
+    return torch.lerp(a, b, weight)
+
+
+def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """The great-circle path: sin((1-w)θ)/sin θ · a + sin(wθ)/sin θ · b, θ the angle between a and b.
+
+    Source: Shoemake 1985; Song et al. 2021, appendix D.5. Keeps the norm of two latents of equal norm.
+
+    Args:
+        a, b: [B, …], same shape; each sample has an angle of its own.
+        weight: w in [0, 1].
+
+    Raises:
+        ValueError: when the shapes differ, or a and b point in opposite directions (no unique path).
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1))
+    theta = torch.arccos(cosine.clamp(-1, 1))
+    if (theta > torch.pi - 1e-4).any():
+        raise ValueError("a and b point in opposite directions, so no great circle is shortest; choose another pair")
+    sine = theta.sin()
+    straight = theta < 1e-4  # nearly parallel: the limit is the straight line
+    sine = torch.where(straight, 1.0, sine)
+    w_a = torch.where(straight, 1 - weight, torch.sin((1 - weight) * theta) / sine)
+    w_b = torch.where(straight, weight, torch.sin(weight * theta) / sine)
+    return ((w_a[:, None] * flat_a + w_b[:, None] * flat_b).reshape(a.shape)).to(a.dtype)

@@ -1,0 +1,103 @@
+"""The book's figures in one style: rows and grids of images, and a palette that colour-blind readers can tell apart."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from ddimlib.data import to_bytes
+
+COLORS = {
+    "blue": "#0072B2",
+    "orange": "#D55E00",
+    "green": "#009E73",
+    "pink": "#CC79A7",
+    "sky": "#56B4E9",
+    "yellow": "#E69F00",
+    "grey": "#6B6B6B",
+}
+"""Okabe and Ito's palette (2008); the first five are the default cycle, used together with different line styles."""
+
+
+def use_book_style() -> None:
+    """Set matplotlib to the book's style: white ground, no box, light grid, fonts that a phone can show."""
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7.0, 3.2),
+            "figure.dpi": 110,
+            "figure.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "font.size": 11,
+            "axes.titlesize": 11,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#DDDDDD",
+            "grid.linewidth": 0.6,
+            "lines.linewidth": 1.8,
+            "legend.frameon": False,
+            "image.cmap": "gray",
+            "image.interpolation": "nearest",
+            "axes.prop_cycle": plt.cycler(
+                color=[COLORS[name] for name in ("blue", "orange", "green", "pink", "sky")],
+                linestyle=["-", "--", "-.", ":", (0, (5, 1))],
+            ),
+        }
+    )
+
+
+def image_grid(images: Tensor, columns: int) -> Tensor:
+    """One picture made of many: images in [-1, 1], [N, C, H, W], to bytes [3, height, width], row by row.
+
+    Raises:
+        ValueError: when `images` is not four-dimensional, or `columns` is below 1.
+    """
+    if images.ndim != 4 or columns < 1:
+        raise ValueError(f"images must be [N, C, H, W] and columns at least 1, got {tuple(images.shape)} and {columns}")
+    return make_grid(to_bytes(images.detach().cpu()), nrow=columns, padding=2, pad_value=128)
+
+
+def show_images(images: Tensor, columns: int = 10, title: str | None = None, width: float = 7.0) -> Figure:
+    """Draw images in [-1, 1], [N, C, H, W], as a grid, without axes. `width` in inches."""
+    grid = image_grid(images, columns)
+    figure, axis = plt.subplots(figsize=(width, width * grid.shape[1] / grid.shape[2] + (0.3 if title else 0)))
+    axis.imshow(grid.permute(1, 2, 0))
+    axis.set_axis_off()
+    if title:
+        axis.set_title(title)
+    return figure
+
+
+def show_rows(rows: Mapping[str, Tensor], title: str | None = None, width: float = 7.0) -> Figure:
+    """Draw one row of images for each entry, its name at the left. Each value is [N, C, H, W] in [-1, 1].
+
+    Raises:
+        ValueError: when there are no rows.
+    """
+    if not rows:
+        raise ValueError("show_rows needs at least one row")
+    columns = max(len(images) for images in rows.values())
+    grids = [image_grid(_padded(images, columns), columns) for images in rows.values()]
+    picture = torch.cat([grids[0][:, :2], *(grid[:, 2:] for grid in grids)], dim=1)
+    figure, axis = plt.subplots(
+        figsize=(width, (width - 1) * picture.shape[1] / picture.shape[2] + (0.4 if title else 0.1))
+    )
+    axis.imshow(picture.permute(1, 2, 0))
+    row = (picture.shape[1] - 2) / len(grids)
+    axis.set_yticks([2 + row * (i + 0.5) for i in range(len(grids))], list(rows))
+    axis.set_xticks([])
+    axis.tick_params(length=0)
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    if title:
+        axis.set_title(title)
+    return figure
+
+
+def _padded(images: Tensor, n: int) -> Tensor:
+    """`images` followed by white ones, n in all."""
+    return torch.cat([images.detach().cpu(), images.new_ones(n - len(images), *images.shape[1:]).cpu()])

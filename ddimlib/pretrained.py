@@ -1,0 +1,63 @@
+"""Trained networks: shipped ones by name, and any of your own in one safetensors file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddimlib.data import PRETRAINED
+from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.schedule import NoiseSchedule
+from ddimlib.storage import read_tensors, write_tensors
+from ddimlib.unet import UNet
+
+
+def build_model(network: Mapping[str, Any], schedule: NoiseSchedule) -> VelocityDenoiser:
+    """A fresh denoiser: a :class:`ddimlib.unet.UNet` made with the arguments `network`, read as a velocity."""
+    return VelocityDenoiser(UNet(**network), schedule)
+
+
+def save_model(path: str | Path, model: VelocityDenoiser, schedule: NoiseSchedule, network: Mapping[str, Any]) -> None:
+    """Write weights, betas and the network's arguments to one safetensors file, atomically."""
+    weights = {f"network.{name}": value for name, value in model.network.state_dict().items()}
+    write_tensors(path, weights | {"betas": schedule.beta[1:]}, {"network": dict(network)})
+
+
+def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[VelocityDenoiser, NoiseSchedule]:
+    """Read what :func:`save_model` wrote, in eval mode.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the file is damaged, or does not hold a model.
+    """
+    tensors, facts = read_tensors(path)
+    if "betas" not in tensors or "network" not in facts:
+        raise ValueError(f"{path} was written by ddimlib but holds no model; did you mean the file model.safetensors?")
+    schedule = NoiseSchedule(tensors.pop("betas"))
+    model = build_model(facts["network"], schedule)
+    model.load_state_dict(tensors)
+    return model.to(device=device, memory_format=torch.channels_last).eval(), schedule
+
+
+def available() -> list[str]:
+    """Names of the shipped networks."""
+    return sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if "-" not in path.stem)
+
+
+def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, NoiseSchedule]:
+    """A shipped network and its schedule, with no download: `model, schedule = load_pretrained("mnist")`.
+
+    The model is a denoiser: model(x, t) without a label, model(x, t, labels) with int64 labels [B] in 0..9.
+
+    Args:
+        name: one of :func:`available`.
+        device: where to put it.
+
+    Raises:
+        ValueError: when no network of that name is shipped.
+    """
+    if name not in available():
+        raise ValueError(f"no pretrained network {name!r}; shipped are: {', '.join(available()) or 'none'}")
+    return load_model(PRETRAINED / f"{name}.safetensors", device)

@@ -1,0 +1,67 @@
+"""Which timesteps to visit: exactly S of 1..T, strictly decreasing, in four spacings."""
+
+from typing import Literal, get_args
+
+Spacing = Literal["leading", "linspace", "trailing", "quadratic"]
+
+
+def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
+    """The timesteps τ_S > … > τ_1 that a sampler visits on its way to t = 0 (Song et al. 2021, section 4.2 and app. D.2).
+
+    All arithmetic is on integers, so there is no rounding surprise. For i = 1..S:
+
+    * "leading": τ_i = 1 + (i-1)·⌊T/S⌋. Starts at t = 1; the last one is often far below T.
+    * "linspace": τ_i = 1 + (i-1)·(T-1)/(S-1), rounded. Both ends are met; S = 1 gives T.
+    * "trailing": τ_i = i·T/S, rounded. Ends at T; the step to t = 0 is as wide as the others.
+    * "quadratic": τ_i = 1 + (T-1)·((i-1)/(S-1))², rounded; where that repeats a step, the next free one. Dense near data.
+
+    Args:
+        T: length of the schedule, at least 1.
+        S: number of steps, in 1..T.
+        spacing: one of the four.
+
+    Returns:
+        S integers in 1..T, strictly decreasing.
+
+    Raises:
+        ValueError: when S is outside 1..T, or the spacing is unknown.
+        TypeError: when S is not an integer.
+    """
+    if not isinstance(S, int) or isinstance(S, bool):
+        raise TypeError(f"the number of steps must be an int, got {S!r}")
+    if not 1 <= S <= T:
+        raise ValueError(f"the number of steps must lie in 1..{T} (the schedule's length), got {S}")
+    if spacing == "leading":
+        ascending = [1 + i * (T // S) for i in range(S)]
+    elif spacing == "linspace":
+        ascending = [1 + _rounded_ratio(i * (T - 1), S - 1) for i in range(S)] if S > 1 else [T]
+    elif spacing == "trailing":
+        ascending = [_rounded_ratio(i * T, S) for i in range(1, S + 1)]
+    elif spacing == "quadratic":
+        ascending = [1 + _rounded_ratio(i * i * (T - 1), (S - 1) ** 2) for i in range(S)] if S > 1 else [T]
+        for i in range(1, S):
+            ascending[i] = max(ascending[i], ascending[i - 1] + 1)
+    else:
+        raise ValueError(f"unknown spacing {spacing!r}; use one of {', '.join(get_args(Spacing))}")
+    return ascending[::-1]
+
+
+def check_timesteps(T: int, steps: list[int]) -> None:
+    """Raise ValueError unless `steps` is a strictly decreasing, non-empty list within 1..T."""
+    if len(steps) == 0:
+        raise ValueError("steps is empty; a sampler needs at least one timestep")
+    if any(a <= b for a, b in zip(steps, steps[1:], strict=False)):
+        raise ValueError(f"steps must decrease strictly, from noise to data, got {_abbreviated(steps)}")
+    if steps[0] > T or steps[-1] < 1:
+        raise ValueError(
+            f"steps must lie in 1..{T}, got {_abbreviated(steps)}; t = 0 is data and is added by the sampler"
+        )
+
+
+def _rounded_ratio(a: int, b: int) -> int:
+    """a / b to the nearest integer, halves up."""
+    return (2 * a + b) // (2 * b)
+
+
+def _abbreviated(steps: list[int]) -> str:
+    return str(list(steps)) if len(steps) <= 6 else f"[{steps[0]}, {steps[1]}, …, {steps[-1]}] ({len(steps)} entries)"

@@ -1,0 +1,286 @@
+"""Training: the noise-prediction loss, an exponential moving average of the weights, checkpoint and resume."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from ddimlib.data import to_model_range
+from ddimlib.schedule import NoiseSchedule
+from ddimlib.storage import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Everything that a training run depends on, besides the network and the data.
+
+    Attributes:
+        steps: optimiser steps in all.
+        batch_size: images a step.
+        learning_rate: AdamW's peak rate, reached after `warmup` steps, then a half cosine down to 0.
+        warmup: steps of linear warm-up.
+        ema: decay of the moving average of the weights, in [0, 1); the effective decay rises to it, (1 + n)/(10 + n).
+        label_dropout: probability with which a label is replaced by "none", so that one network serves both ways.
+        loss: "noise" or "velocity", see :func:`loss_weight`.
+        flip: mirror half of the images left to right.
+        clip_norm: the gradient's norm is cut to this.
+        seed: of the initial weights and of every random draw.
+    """
+
+    steps: int
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    ema: float = 0.999
+    label_dropout: float = 0.1
+    loss: str = "velocity"
+    flip: bool = False
+    clip_norm: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the shipped network of a data set was made: the network's arguments, the steps, and whether to flip."""
+
+    network: dict[str, Any]
+    steps: int
+    flip: bool = False
+
+
+_SMALL = {
+    "channels": 1,
+    "widths": (16, 48, 96),
+    "blocks": (1, 1, 3),
+    "attention": (False, False, False),
+    "num_classes": 10,
+}
+
+RECIPES = {
+    "mnist": Recipe(_SMALL, steps=6000),
+    "fashion": Recipe(_SMALL, steps=3000, flip=True),
+}
+
+
+def noise_loss(eps: Tensor, noise: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Mean squared error of the predicted noise, ‖ε - ε_θ(x_t, t)‖² a pixel, averaged over the batch.
+
+    With weight 1 it is L_simple (Ho et al. 2020, equation 14).
+
+    Args:
+        eps, noise: predicted and true ε, [B, C, H, W].
+        weight: one number, or [B].
+    """
+    return (weight * (eps - noise).square().flatten(1).mean(1)).mean()
+
+
+def loss_weight(schedule: NoiseSchedule, t: Tensor, loss: str) -> Tensor:
+    """Weight of each sample's noise loss: 1 for "noise", 1/ᾱ_t for "velocity".
+
+    Since v = (ε - √(1-ᾱ_t) x_t)/√ᾱ_t, an error in ε is √ᾱ_t times the error in v: the second weight makes the noise loss
+    the plain squared error of v, which still asks for something when x_t is almost all noise
+    (Salimans & Ho 2022, section 4, "SNR + 1").
+
+    Args:
+        t: int64 [B], in 1..T.
+
+    Returns:
+        float32 [B].
+
+    Raises:
+        ValueError: when `loss` is neither of the two.
+    """
+    if loss == "noise":
+        return torch.ones(len(t))
+    if loss == "velocity":
+        return (1 / schedule.alpha_bar[t]).float()
+    raise ValueError(f"loss must be 'noise' or 'velocity', got {loss!r}")
+
+
+def learning_rate_factor(step: int, config: TrainingConfig) -> float:
+    """Linear warm-up, then half a cosine from 1 to 0 (Loshchilov & Hutter 2017)."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
+
+
+def ema_update(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+    """Averaging rule for torch's `AveragedModel`: average ← d · average + (1 - d) · weights, d = min(decay, (1+n)/(10+n)).
+
+    The warm-up in n, the number of updates so far, lets the average forget the random start.
+    """
+
+    @torch.no_grad()
+    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor | int) -> None:
+        n = int(num_averaged)
+        torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
+
+
+class Trainer:
+    """A training run that can be killed at any moment and continued to the same end.
+
+    Every random draw of step k comes from generators seeded by (seed, k), and the data order of epoch e by (seed, e). The
+    state is therefore the weights, their average, the optimiser's moments and k: on a CPU, a resumed run ends with the
+    same weights, to the bit, as one that was never stopped.
+
+    Args:
+        model: a denoiser, called as model(x, t, labels), or model(x, t) when `labels` is None.
+        schedule: the noise schedule.
+        images: uint8 [N, C, H, W].
+        labels: int64 [N], or None.
+        config: what to do.
+        checkpoint: file that holds the state of the run; it is resumed from when it exists.
+        device: where to train.
+        compile: run the network through `torch.compile`.
+
+    Raises:
+        ValueError: when the checkpoint is damaged, or belongs to a run with another configuration.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: NoiseSchedule,
+        images: Tensor,
+        labels: Tensor | None,
+        config: TrainingConfig,
+        checkpoint: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        compile: bool = False,
+    ) -> None:
+        if len(images) < config.batch_size:
+            raise ValueError(f"{len(images)} images do not fill one batch of {config.batch_size}; use a smaller batch")
+        self.model = model.to(device=device, memory_format=torch.channels_last)
+        self.average = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema), use_buffers=False)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, fused=True)
+        self.schedule, self.images, self.labels = schedule, images, labels
+        self.config, self.device = config, torch.device(device)
+        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.step = 0
+        self.loss = math.nan
+        self._forward = torch.compile(self.model) if compile else self.model
+        self._epoch = (-1, torch.empty(0, dtype=torch.int64))
+        if self.checkpoint is not None and self.checkpoint.exists():
+            self.load()
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """Images in [-1, 1], labels (some dropped), timesteps and noise of one step: a function of (seed, step) alone."""
+        config = self.config
+        per_epoch = len(self.images) // config.batch_size
+        epoch, position = divmod(step, per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, torch.randperm(len(self.images), generator=_generator(config.seed, 0, epoch)))
+        chosen = self._epoch[1][position * config.batch_size : (position + 1) * config.batch_size]
+        generator = _generator(config.seed, 1, step)
+        x_0 = to_model_range(self.images[chosen])
+        t = torch.randint(1, self.schedule.T + 1, (len(x_0),), generator=generator)
+        noise = torch.randn(x_0.shape, generator=generator)
+        labels = None
+        if self.labels is not None:
+            dropped = torch.rand(len(x_0), generator=generator) < config.label_dropout
+            labels = torch.where(dropped, self.model.num_classes, self.labels[chosen])
+        if config.flip:
+            mirrored = torch.rand(len(x_0), 1, 1, 1, generator=generator) < 0.5
+            x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
+        return x_0, labels, t, noise
+
+    def train_step(self) -> Tensor:
+        """One optimiser step; returns its loss."""
+        config = self.config
+        x_0, labels, t, noise = (None if a is None else a.to(self.device) for a in self.batch(self.step))
+        torch.manual_seed(_seed(config.seed, 2, self.step))  # dropout's draws
+        x_t = self.schedule.add_noise(x_0, t, noise)
+        x_t = x_t.contiguous(memory_format=torch.channels_last)
+        eps = self._forward(x_t, t) if labels is None else self._forward(x_t, t, labels)
+        loss = noise_loss(eps, noise, loss_weight(self.schedule, t.cpu(), config.loss).to(self.device))
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(self.step, config)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        self.step += 1
+        return loss.detach()
+
+    def run(self, progress: bool = True, save_every: float = 60.0) -> None:
+        """Train to the end, saving a checkpoint every `save_every` seconds, at the end, and on an interruption.
+
+        Raises:
+            FloatingPointError: when the loss is no longer finite; the last checkpoint is left as it was.
+        """
+        self.model.train()
+        saved = time.monotonic()
+        with torch.random.fork_rng(), tqdm(total=self.config.steps, initial=self.step, disable=not progress) as bar:
+            try:
+                while self.step < self.config.steps:
+                    loss = self.train_step()
+                    bar.update()
+                    if self.step % 20 == 0 or self.step == self.config.steps:
+                        self._track(float(loss))
+                        bar.set_postfix(loss=f"{self.loss:.4f}")
+                    if self.checkpoint is not None and time.monotonic() - saved > save_every:
+                        self.save()
+                        saved = time.monotonic()
+            finally:
+                if self.checkpoint is not None and math.isfinite(self.loss):
+                    self.save()
+
+    def _track(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            self.loss = loss
+            raise FloatingPointError(f"the loss is {loss} at step {self.step}; lower the learning rate")
+        self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
+
+    def save(self) -> None:
+        """Write the checkpoint, atomically."""
+        moments = {
+            f"optimizer.{i}.{name}": value
+            for i, state in self.optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+        }
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        facts = {"config": asdict(self.config), "step": self.step, "loss": self.loss}
+        write_tensors(self.checkpoint, tensors | moments, facts)
+
+    def load(self) -> None:
+        """Continue from the checkpoint."""
+        tensors, facts = read_tensors(self.checkpoint)
+        if facts.get("config") != asdict(self.config):
+            other = {k: v for k, v in facts.get("config", {}).items() if v != asdict(self.config).get(k)}
+            raise ValueError(
+                f"{self.checkpoint} belongs to a run with another configuration ({other}); "
+                "repeat that run's options, or choose another output folder"
+            )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.average.load_state_dict(part("average."))
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in part("optimizer.").items():
+            index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        self.step, self.loss = facts["step"], facts["loss"]
+
+
+def _seed(*entropy: int) -> int:
+    """One well-mixed seed out of several small numbers."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _generator(*entropy: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(*entropy))

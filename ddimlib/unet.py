@@ -1,0 +1,162 @@
+"""The noise-prediction network: a U-Net that reads x_t and t and returns one number per pixel."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def time_features(t: Tensor, size: int) -> Tensor:
+    """Sines and cosines of t, at wavelengths from 2π to 2π·10⁴ timesteps (Vaswani et al. 2017, section 3.5).
+
+    Args:
+        t: timesteps, [B], any numeric dtype.
+        size: number of features, even.
+
+    Returns:
+        [B, size], float32, in [-1, 1].
+    """
+    half = size // 2
+    frequency = torch.exp(-math.log(1e4) * torch.arange(half, device=t.device) / (half - 1))
+    angle = t.float()[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions around a shortcut; the embedding of (t, class) shifts and scales between them."""
+
+    def __init__(self, in_width: int, out_width: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, in_width)
+        self.conv1 = nn.Conv2d(in_width, out_width, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * out_width)
+        self.norm2 = nn.GroupNorm(8, out_width)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
+        self.shortcut = nn.Identity() if in_width == out_width else nn.Conv2d(in_width, out_width, 1)
+        nn.init.zeros_(self.conv2.weight)  # the block starts as its shortcut
+        nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))
+
+
+class SelfAttention(nn.Module):
+    """Every pixel looks at every other: one head per 32 channels, around a shortcut."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = max(1, width // 32)
+        self.norm = nn.GroupNorm(8, width)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(b, 3, self.heads, c // self.heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)  # each [B, heads, H·W, C/heads]
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, h, w)
+        return x + self.out(mixed)
+
+
+class Stage(nn.Module):
+    """A residual block, then attention where the level asks for it."""
+
+    def __init__(self, in_width: int, out_width: int, embedding: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.block = ResidualBlock(in_width, out_width, embedding, dropout)
+        self.attention = SelfAttention(out_width) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.block(x, embedding))
+
+
+class UNet(nn.Module):
+    """A U-Net: down through the levels and up again, with a shortcut across at every level (Ho et al. 2020, app. B).
+
+    Level i works at resolution H / 2^i with `widths[i]` channels. It has `blocks[i]` residual blocks on the way down and
+    as many on the way up; the lowest level is passed once. A narrow first level keeps the full resolution cheap.
+
+    Args:
+        channels: image channels C.
+        widths: channels of each level, multiples of 8.
+        blocks: residual blocks of each level.
+        attention: whether the blocks of each level are followed by self-attention.
+        num_classes: number of class labels, or None for a network without labels.
+        dropout: probability, in [0, 1).
+
+    Raises:
+        ValueError: when `widths`, `blocks` and `attention` differ in length, or a width is not a multiple of 8.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        widths: Sequence[int] = (16, 48, 96),
+        blocks: Sequence[int] = (1, 1, 4),
+        attention: Sequence[bool] = (False, False, True),
+        num_classes: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not len(widths) == len(blocks) == len(attention):
+            raise ValueError(
+                f"widths, blocks and attention need one entry a level, got {len(widths)}, {len(blocks)} "
+                f"and {len(attention)} entries; make them equally long"
+            )
+        if bad := [w for w in widths if w % 8 or w <= 0]:
+            raise ValueError(f"widths must be positive multiples of 8 (GroupNorm has 8 groups), got {bad}")
+        self.num_classes = num_classes
+        embedding = 128
+        self.time_mlp = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        # one row more than there are classes: the last stands for "no label"
+        self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, embedding)
+
+        def stages(in_width: int, level: int) -> nn.ModuleList:
+            w = widths[level]
+            return nn.ModuleList(
+                Stage(in_width if i == 0 else w, w, embedding, dropout, attention[level]) for i in range(blocks[level])
+            )
+
+        lowest = len(widths) - 1
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(stages(widths[i], i) for i in range(lowest))
+        self.shrink = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1) for i in range(lowest))
+        self.bottom = stages(widths[lowest], lowest)
+        self.grow = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(widths[i + 1], widths[i], 1), nn.Upsample(scale_factor=2)) for i in range(lowest)
+        )
+        self.up = nn.ModuleList(stages(2 * widths[i], i) for i in range(lowest))
+        self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1))
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].bias)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        embedding = self.time_mlp(time_features(t, 64))
+        if self.label_embedding is not None:
+            if labels is None:
+                labels = torch.full_like(t, self.num_classes)
+            embedding = embedding + self.label_embedding(labels)
+        embedding = F.silu(embedding)
+
+        h = self.stem(x)
+        across = []
+        for stages, shrink in zip(self.down, self.shrink, strict=True):
+            for stage in stages:
+                h = stage(h, embedding)
+            across.append(h)
+            h = shrink(h)
+        for stage in self.bottom:
+            h = stage(h, embedding)
+        for stages, grow, same_level in zip(reversed(self.up), reversed(self.grow), reversed(across), strict=True):
+            h = torch.cat([grow(h), same_level], dim=1)
+            for stage in stages:
+                h = stage(h, embedding)
+        return self.head(h)
