@@ -1,20 +1,29 @@
-"""The command line: python -m ddimlib train | sample | evaluate."""
+"""The command line: python -m ddimlib train | sample | evaluate | judge."""
 
 import argparse
+import io
+import json
 import sys
 from pathlib import Path
 
 import torch
+from torchvision.transforms.functional import to_pil_image
 
-from ddimlib.data import load_dataset
-from ddimlib.pretrained import build_model, save_model
+from ddimlib.data import CLASS_NAMES, DATA_LICENCES, load_dataset
+from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.evaluation import evaluate
+from ddimlib.metrics import Judge, train_classifier
+from ddimlib.plotting import image_grid
+from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
 from ddimlib.provenance import provenance
+from ddimlib.samplers import Eta, sample
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.storage import write_json
+from ddimlib.storage import write_atomically, write_json
 from ddimlib.training import RECIPES, Trainer, TrainingConfig
 
 
-def train(args: argparse.Namespace) -> None:
+def train_command(args: argparse.Namespace) -> None:
+    """Train a data set's recipe to the end, from where the checkpoint left off."""
     recipe = RECIPES[args.data]
     out = Path(args.out or f"runs/{args.data}")
     images, labels = load_dataset(args.data, args.root)
@@ -22,9 +31,14 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     model = build_model(recipe.network, schedule)
     config = TrainingConfig(
-        steps=args.steps or recipe.steps, batch_size=args.batch_size, learning_rate=args.learning_rate, ema=args.ema,
-        loss=args.loss, flip=recipe.flip, seed=args.seed,
-    )  # fmt: skip
+        steps=args.steps or recipe.steps,
+        batch_size=args.batch_size,
+        learning_rate=args.learning_rate,
+        ema=args.ema,
+        loss=args.loss,
+        flip=recipe.flip,
+        seed=args.seed,
+    )
     trainer = Trainer(
         model,
         schedule,
@@ -36,39 +50,191 @@ def train(args: argparse.Namespace) -> None:
         compile=args.compile,
     )
     trainer.run(progress=not args.quiet)
-    save_model(out / "model.safetensors", trainer.average.module, schedule, recipe.network)
-    facts = {
+    save_model(out / "model.safetensors", trainer.averaged_model, schedule, recipe.network)
+    card = {
         "data": args.data,
+        "data_licence": DATA_LICENCES[args.data],
+        "licence": "MIT",
+        "parameters": sum(p.numel() for p in model.parameters()),
         "steps": trainer.step,
         "batch_size": config.batch_size,
-        "final_loss": round(trainer.loss, 5),
+        "loss": config.loss,
+        "final_loss": round(trainer.loss, 4),
+        "ema": config.ema,
+        "trained": provenance(args.device),
     }
-    write_json(out / "model.json", facts | provenance(args.device))
-    print(f"wrote {out / 'model.safetensors'} (the averaged weights) and {out / 'model.json'}")
+    write_json(out / "model.json", card)
+    print(f"wrote {out / 'model.safetensors'} (the averaged weights) and {out / 'model.json'} (the facts about them)")
+
+
+def sample_command(args: argparse.Namespace) -> None:
+    """Draw images and write them as one picture."""
+    model, schedule = _load(args.model, args.device)
+    labels = None if args.labels is None else torch.tensor([args.labels[i % len(args.labels)] for i in range(args.n)])
+    images = sample(
+        model,
+        schedule,
+        (args.n, *model.image_shape),
+        args.steps,
+        args.eta,
+        args.spacing,
+        args.seed,
+        labels=labels,
+        guidance=args.guidance,
+        clip=args.clip,
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+    )
+    buffer = io.BytesIO()
+    to_pil_image(image_grid(images, args.columns)).save(buffer, format="PNG")
+    write_atomically(args.out, buffer.getvalue())
+    print(f"wrote {args.out}: {args.n} images, {args.steps} steps, eta {args.eta}, seed {args.seed}")
+
+
+def evaluate_command(args: argparse.Namespace) -> None:
+    """Measure a table of quality against steps and η."""
+    model, schedule = _load(args.model, args.device)
+    judge = Judge.load(args.judge or args.model)
+    out = Path(args.out)
+    table = evaluate(
+        model,
+        schedule,
+        judge,
+        args.steps,
+        args.eta,
+        args.n,
+        out,
+        provenance(args.device),
+        args.spacing,
+        args.guidance,
+        args.seed,
+        args.batch_size,
+        progress=not args.quiet,
+    )
+    print(f"{'steps':>5} {'eta':>5} {'accuracy':>9} {'Fréchet':>8}   (floor {judge.facts['floor']:.3f})")
+    for row in table["rows"]:
+        print(f"{row['steps']:>5} {row['eta']!s:>5} {row['accuracy']:>9.2%} {row['frechet']:>8.3f}")
+    if args.card:
+        card = json.loads(Path(args.card).read_text())
+        write_json(args.card, card | {"quality": {k: table[k] for k in ("settings", "judge", "rows")}})
+    print(f"wrote {out}")
+
+
+def judge_command(args: argparse.Namespace) -> None:
+    """Train the classifier that judges samples of a data set."""
+    judge = train_classifier(args.data, args.root, args.epochs, args.seed, progress=not args.quiet)
+    judge.facts |= {"trained": provenance()}
+    judge.save(args.out)
+    print(f"wrote {args.out}: test accuracy {judge.facts['test_accuracy']:.2%}, floor {judge.facts['floor']:.4f}")
+
+
+def _load(name: str, device: str) -> tuple[VelocityDenoiser, NoiseSchedule]:
+    if name in available():
+        return load_pretrained(name, device)
+    if name.endswith(".safetensors"):
+        return load_model(name, device)
+    raise ValueError(f"no model {name!r}: use one of {', '.join(available())}, or the path of a .safetensors file")
+
+
+def _eta(text: str) -> Eta:
+    return "hat" if text == "hat" else float(text)
 
 
 def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     top = argparse.ArgumentParser(
-        prog="python -m ddimlib", description="Train, sample and evaluate diffusion models with DDIM."
+        prog="python -m ddimlib",
+        description="Train small diffusion models, draw images from them with DDIM, and measure how good they are.",
+        epilog="Try first: python -m ddimlib sample --model mnist --steps 20 --n 64 --out grid.png",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    p = commands.add_parser("train", help="train a network", description="Train a network; run it again to continue.")
-    p.set_defaults(run=train)
-    p.add_argument("data", help=f"{', '.join(RECIPES)}")
-    p.add_argument("--root", default="data")
-    p.add_argument("--out")
-    p.add_argument("--steps", type=int)
-    p.add_argument("--batch-size", type=int, default=128)
-    p.add_argument("--learning-rate", type=float, default=2e-3)
-    p.add_argument("--ema", type=float, default=0.999)
-    p.add_argument("--loss", choices=["velocity", "noise"], default="velocity")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", default="cpu")
-    p.add_argument("--compile", action="store_true")
-    p.add_argument("--quiet", action="store_true")
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    default_device = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def command(name: str, run: object, summary: str, details: str) -> argparse.ArgumentParser:
+        p = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}", formatter_class=formatter
+        )
+        p.set_defaults(run=run)
+        p.add_argument("--seed", type=int, default=0, help="the same seed gives the same result on the same machine")
+        p.add_argument("--quiet", action="store_true", help="no progress bar")
+        return p
+
+    def sampling_options(p: argparse.ArgumentParser) -> None:
+        p.add_argument("--model", default="mnist", help=f"{', '.join(available())}, or the path of a .safetensors file")
+        p.add_argument(
+            "--spacing",
+            default="linspace",
+            choices=["leading", "linspace", "trailing", "quadratic"],
+            help="which timesteps to visit",
+        )
+        p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none")
+        p.add_argument("--batch-size", type=int, default=64, help="images at a time")
+        p.add_argument("--device", default=default_device, help="cpu or cuda")
+
+    p = command(
+        "train", train_command, "train a network on a data set",
+        "A checkpoint is written every minute and when you press Ctrl-C; the same command again continues from it.",
+    )  # fmt: skip
+    p.add_argument(
+        "data", choices=list(RECIPES), help="the data set; it also picks the network and the number of steps"
+    )
+    p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
+    p.add_argument("--out", help="folder of the checkpoint and the finished model (default: runs/DATA)")
+    p.add_argument("--steps", type=int, help="optimiser steps in all (default: the recipe's)")
+    p.add_argument("--batch-size", type=int, default=128, help="images a step")
+    p.add_argument("--learning-rate", type=float, default=2e-3, help="AdamW's peak rate")
+    p.add_argument("--ema", type=float, default=0.999, help="decay of the average of the weights that is kept")
+    p.add_argument("--loss", choices=["velocity", "noise"], default="velocity", help="how timesteps are weighted")
+    p.add_argument("--device", default=default_device, help="cpu or cuda")
+    p.add_argument("--compile", action="store_true", help="run the network through torch.compile")
+
+    p = command("sample", sample_command, "draw images and write them as one picture", "")
+    sampling_options(p)
+    p.add_argument("--steps", type=int, default=50, help="network evaluations an image, 1 to 1000")
+    p.add_argument("--eta", type=_eta, default=0.0, help="0 is DDIM, 1 is DDPM, hat is the larger variance")
+    p.add_argument("--n", type=int, default=64, help="number of images")
+    p.add_argument("--labels", type=int, nargs="+", help="classes to draw, in turn; without it, the network chooses")
+    p.add_argument("--clip", type=float, help="limit the predicted image to [-CLIP, CLIP] at every step")
+    p.add_argument("--columns", type=int, default=8, help="images in a row")
+    p.add_argument("--out", default="grid.png", help="the picture")
+
+    p = command(
+        "evaluate", evaluate_command, "measure quality against steps and eta",
+        "Writes a JSON table after every row; the same command again continues it.",
+    )  # fmt: skip
+    sampling_options(p)
+    p.add_argument("--judge", choices=list(CLASS_NAMES), help="whose classifier judges (default: the model's name)")
+    p.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50], help="one or more numbers of steps")
+    p.add_argument("--eta", type=_eta, nargs="+", default=[0.0], help="one or more values in [0, 1], or hat")
+    p.add_argument("--n", type=int, default=1000, help="images a row")
+    p.add_argument("--out", default="table.json", help="the table")
+    p.add_argument("--card", help="a model's card to store the table in, too")
+
+    p = command(
+        "judge", judge_command, "train the classifier that judges samples of a data set",
+        "It shares nothing with the diffusion network but the training images.",
+    )  # fmt: skip
+    p.add_argument("data", choices=list(CLASS_NAMES), help="the data set")
+    p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
+    p.add_argument("--epochs", type=int, default=8, help="passes over the training images")
+    p.add_argument("--out", default="classifier.safetensors", help="the classifier and its reference features")
     return top
 
 
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 after an error, 130 after an interruption."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command again continues where this one stopped", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 if __name__ == "__main__":
-    a = parser().parse_args()
-    sys.exit(a.run(a))
+    sys.exit(main())

@@ -11,6 +11,8 @@ PRETRAINED = Path(__file__).parent / "pretrained"
 
 DATASETS = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
 
+DATA_LICENCES = {"mnist": "CC BY-SA 3.0", "fashion": "MIT", "cifar10": "no licence stated; cite Krizhevsky 2009"}
+
 CLASS_NAMES = {
     "mnist": [str(i) for i in range(10)],
     "fashion": ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"],

@@ -4,10 +4,13 @@ A denoiser is any callable `eps = model(x, t)` with x [B, C, H, W], t int64 [B] 
 Each wrapper is an `nn.Module`, so that samplers can find the network inside it, its device and its mode.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from ddimlib.schedule import NoiseSchedule
+from ddimlib.unet import UNet
 
 
 class VelocityDenoiser(nn.Module):
@@ -21,9 +24,12 @@ class VelocityDenoiser(nn.Module):
         schedule: the schedule whose ᾱ relates v to ε.
     """
 
-    def __init__(self, network: nn.Module, schedule: NoiseSchedule) -> None:
+    signal: Tensor
+    sigma: Tensor
+
+    def __init__(self, network: UNet, schedule: NoiseSchedule) -> None:
         super().__init__()
-        self.network = network
+        self.network: UNet = network
         # tables on the network's device: looking t up must not wait for the host
         self.register_buffer("signal", schedule.alpha_bar.sqrt().float(), persistent=False)
         self.register_buffer("sigma", (1 - schedule.alpha_bar).sqrt().float(), persistent=False)
@@ -32,6 +38,11 @@ class VelocityDenoiser(nn.Module):
     def num_classes(self) -> int | None:
         """Number of class labels the network knows, or None."""
         return self.network.num_classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the network was trained on."""
+        return self.network.image_shape
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         v = self.network(x, t, labels)
@@ -85,7 +96,7 @@ class GuidedDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         labels = self.labels.to(x.device)
-        none = labels.new_full(labels.shape, self.model.num_classes)
+        none = torch.full_like(labels, int(self.model.num_classes))  # type: ignore[arg-type]
         eps = self.model(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([none, labels]))
         unconditional, conditional = eps.chunk(2)
         return unconditional.lerp(conditional, self.scale)
@@ -98,9 +109,9 @@ class DiffusersDenoiser(nn.Module):
         unet: a network with `prediction_type` "epsilon", called as unet(x, t, class_labels=...).
     """
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, unet: Any) -> None:
         super().__init__()
-        self.unet = unet
+        self.unet: Any = unet
 
     @property
     def num_classes(self) -> int | None:
@@ -120,5 +131,5 @@ def check_labels(model: nn.Module, labels: Tensor) -> None:
         raise ValueError(
             f"labels must be int64 [B], got {labels.dtype} {tuple(labels.shape)}; use torch.tensor([3, 1, 4])"
         )
-    if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < num_classes):
+    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")

@@ -7,17 +7,20 @@ import torch
 from torch import Tensor
 
 
+def mixed_seed(*entropy: int) -> int:
+    """One well-mixed seed, in 0..2⁶³-1, out of several small non-negative numbers such as (run, sample)."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
+
+
 def sample_seeds(seed: int, n: int, start: int = 0) -> list[int]:
     """Seeds of samples start, …, start + n - 1 of the run `seed`: well mixed, so that runs 0 and 1 share no sample.
 
     Raises:
-        ValueError: when `seed` or `start` is negative.
+        ValueError: when `seed` or `start` is outside 0..2³²-1 (beyond, two runs would share samples).
     """
-    if seed < 0 or start < 0:
-        raise ValueError(f"seed and start must be at least 0, got {seed} and {start}")
-    return [
-        int(np.random.SeedSequence((seed, i)).generate_state(1, np.uint64)[0] >> 1) for i in range(start, start + n)
-    ]
+    if not (0 <= seed < 2**32 and 0 <= start < 2**32):
+        raise ValueError(f"seed and start must lie in 0..{2**32 - 1}, got {seed} and {start}")
+    return [mixed_seed(seed, i) for i in range(start, start + n)]
 
 
 class SeededNoise:
@@ -41,14 +44,18 @@ class SeededNoise:
         """The next N(0, I) draw, one for each sample: float32 [B, *shape] on the CPU."""
         return torch.stack([torch.randn(*shape, generator=generator) for generator in self._generators])
 
+    def check_batch(self, like: Tensor) -> None:
+        """Raise ValueError unless `like` [B, …] has one sample for each seed."""
+        if len(like) != len(self):
+            raise ValueError(f"this noise has {len(self)} seeds, but the batch has {len(like)} samples")
+
     def __call__(self, like: Tensor) -> Tensor:
         """The next draw with the shape, dtype and device of `like` [B, …].
 
         Raises:
             ValueError: when the batch does not have one sample for each seed.
         """
-        if len(like) != len(self):
-            raise ValueError(f"this noise has {len(self)} seeds, but the batch has {len(like)} samples")
+        self.check_batch(like)
         return self.draw(like.shape[1:]).to(device=like.device, dtype=like.dtype)
 
 
@@ -74,12 +81,15 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
         weight: w in [0, 1].
 
     Raises:
-        ValueError: when the shapes differ, or a and b point in opposite directions (no unique path).
+        ValueError: when the shapes differ, a or b is 0 (no direction), or they point in opposite ones (no unique path).
     """
     if a.shape != b.shape:
         raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
-    cosine = (flat_a * flat_b).sum(1) / (flat_a.norm(dim=1) * flat_b.norm(dim=1))
+    norms = flat_a.norm(dim=1) * flat_b.norm(dim=1)
+    if not (norms > 0).all():  # catches NaN too
+        raise ValueError("a or b is zero or holds NaN, so there is no angle between them; use lerp for zeros")
+    cosine = (flat_a * flat_b).sum(1) / norms
     theta = torch.arccos(cosine.clamp(-1, 1))
     if (theta > torch.pi - 1e-4).any():
         raise ValueError("a and b point in opposite directions, so no great circle is shortest; choose another pair")

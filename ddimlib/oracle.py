@@ -32,7 +32,7 @@ class GaussianMixture:
         self.weights = torch.as_tensor(weights, dtype=torch.float64)
         if not len(self.means) == len(self.stds) == len(self.weights):
             raise ValueError(
-                f"{len(self.means)} means, {len(self.stds)} stds and {len(self.weights)} weights; give one of each per component"
+                f"{len(self.means)} means, {len(self.stds)} stds, {len(self.weights)} weights; give one of each per component"
             )
         if not ((self.stds >= 0).all() and (self.weights > 0).all()):
             raise ValueError(

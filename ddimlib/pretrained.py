@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from ddimlib.data import PRETRAINED
 from ddimlib.denoisers import VelocityDenoiser
@@ -38,7 +37,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Ve
     schedule = NoiseSchedule(tensors.pop("betas"))
     model = build_model(facts["network"], schedule)
     model.load_state_dict(tensors)
-    return model.to(device=device, memory_format=torch.channels_last).eval(), schedule
+    return model.to(device).to(memory_format=torch.channels_last).eval(), schedule
 
 
 def available() -> list[str]:
@@ -46,7 +45,7 @@ def available() -> list[str]:
     return sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if "-" not in path.stem)
 
 
-def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[nn.Module, NoiseSchedule]:
+def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[VelocityDenoiser, NoiseSchedule]:
     """A shipped network and its schedule, with no download: `model, schedule = load_pretrained("mnist")`.
 
     The model is a denoiser: model(x, t) without a label, model(x, t, labels) with int64 labels [B] in 0..9.

@@ -17,19 +17,26 @@ from ddimlib.timesteps import Spacing, check_timesteps, timesteps
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """eps = model(x, t): x [B, C, H, W], t int64 [B] in 1..T, eps of x's shape."""
 
+Eta = float | Literal["hat"]
+"""How much noise a step adds: η in [0, 1], or "hat" for the paper's larger σ̂."""
+
 Noise = Tensor | Callable[[Tensor], Tensor] | None
 """Step noise: a tensor [S, B, C, H, W], a source called with the state it must match, or None (drawn unseeded)."""
 
 
-def ddim_sigma(schedule: NoiseSchedule, t: int, prev: int, eta: float | Literal["hat"]) -> float:
+def ddim_sigma(schedule: NoiseSchedule, t: int, prev: int, eta: Eta) -> float:
     """Standard deviation of the noise that the step from t to prev adds.
 
     σ = η √((1-ᾱ_prev)/(1-ᾱ_t)) √(1 - ᾱ_t/ᾱ_prev): 0 for η = 0, √β̃ of the re-spaced chain for η = 1 (Song et al. 2021,
     equation 16). "hat" is the paper's larger σ̂ = √(1 - ᾱ_t/ᾱ_prev) (section 5), but no noise on the step to t = 0.
 
     Raises:
-        ValueError: when η is outside [0, 1] and not "hat".
+        ValueError: when η is outside [0, 1] and not "hat", when t or prev is outside 0..T, or when σ > 0 and prev ≥ t.
     """
+    if not (0 <= t <= schedule.T and 0 <= prev <= schedule.T):
+        raise ValueError(f"t and prev must lie in 0..{schedule.T}, got {t} and {prev}; the last step goes to t = 0")
+    if prev >= t and eta != 0:
+        raise ValueError(f"a step with noise must go to an earlier time, got t = {t}, prev = {prev}, eta = {eta!r}")
     if eta == "hat":
         return math.sqrt(1 - schedule.alpha_bar[t] / schedule.alpha_bar[prev]) if prev > 0 else 0.0
     if not (isinstance(eta, int | float) and 0 <= eta <= 1):
@@ -43,7 +50,7 @@ def ddim_step(
     eps: Tensor,
     t: int,
     prev: int,
-    eta: float | Literal["hat"] = 0.0,
+    eta: Eta = 0.0,
     z: Tensor | None = None,
     clip: float | None = None,
 ) -> Tensor:
@@ -114,7 +121,7 @@ def ddim(
     schedule: NoiseSchedule,
     x_T: Tensor,
     steps: Sequence[int],
-    eta: float | Literal["hat"] = 0.0,
+    eta: Eta = 0.0,
     noise: Noise = None,
     clip: float | None = None,
 ) -> Iterator[Tensor]:
@@ -189,7 +196,7 @@ def sample(
     schedule: NoiseSchedule,
     shape: Sequence[int],
     steps: int = 50,
-    eta: float | Literal["hat"] = 0.0,
+    eta: Eta = 0.0,
     spacing: Spacing = "linspace",
     seed: int | None = None,
     labels: Tensor | None = None,
@@ -207,7 +214,7 @@ def sample(
         steps: number of steps S, in 1..T; DDPM is steps = T with eta = 1.
         eta: in [0, 1], or "hat".
         spacing: see :func:`ddimlib.timesteps`.
-        seed: image i is a function of (seed, i), whatever the batch it is drawn in; None takes a fresh seed.
+        seed: image i is a function of (seed, i), whatever the batch it is drawn in; None draws one from torch's generator.
         labels: int64 [N], one class for each image, or None.
         guidance: classifier-free guidance scale, see :class:`ddimlib.denoisers.GuidedDenoiser`; needs labels.
         clip: limit x̂_0 to [-clip, clip] at each step.
@@ -229,7 +236,7 @@ def sample(
     if labels is None and guidance != 1:
         raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
     visited = timesteps(schedule.T, steps, spacing)
-    seed = int(torch.seed() % 2**32) if seed is None else seed
+    seed = int(torch.randint(2**32, ())) if seed is None else seed
     parameter = next(model.parameters(), torch.empty(0)) if isinstance(model, nn.Module) else torch.empty(0)
     images = []
     batches = range(0, shape[0], batch_size)
@@ -241,10 +248,11 @@ def sample(
             if labels is not None:
                 chosen = labels[start : start + n]
                 denoiser = LabelledDenoiser(model, chosen) if guidance == 1 else GuidedDenoiser(model, chosen, guidance)
-            x = source.draw(shape[1:]).to(parameter.device)
-            for x in ddim(denoiser, schedule, x, visited, eta, source, clip):
+            x_T = source.draw(shape[1:]).to(parameter.device)
+            x_0 = x_T
+            for x_0 in ddim(denoiser, schedule, x_T, visited, eta, source, clip):  # noqa: B007, the last one is kept
                 bar.update()
-            images.append(x)
+            images.append(x_0)
     result = torch.cat(images)
     if not result.isfinite().all():
         raise FloatingPointError("the network returned NaN or infinity; check its weights and its precision")
@@ -267,7 +275,7 @@ def evaluate(model: Denoiser, x: Tensor, t: int) -> Tensor:
             f"a denoiser must return the shape it was given, {tuple(x.shape)}, got {tuple(eps.shape)}; "
             "a network that also predicts variances needs a wrapper that drops them"
         )
-    return eps
+    return eps.to(x.dtype)
 
 
 @contextmanager
@@ -305,6 +313,8 @@ def _noise_source(noise: Noise, x_T: Tensor, count: int) -> Callable[[int, Tenso
     """What the i-th step of a walk calls for its noise."""
     if noise is None:
         return lambda i, x: torch.randn_like(x)
+    if isinstance(noise, SeededNoise):
+        noise.check_batch(x_T)
     if isinstance(noise, Tensor):
         if noise.shape != (count, *x_T.shape):
             raise ValueError(f"step noise must be [S, B, C, H, W] = {(count, *x_T.shape)}, got {tuple(noise.shape)}")

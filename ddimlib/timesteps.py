@@ -1,5 +1,7 @@
 """Which timesteps to visit: exactly S of 1..T, strictly decreasing, in four spacings."""
 
+from itertools import pairwise
+from numbers import Integral
 from typing import Literal, get_args
 
 Spacing = Literal["leading", "linspace", "trailing", "quadratic"]
@@ -47,10 +49,12 @@ def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
 
 
 def check_timesteps(T: int, steps: list[int]) -> None:
-    """Raise ValueError unless `steps` is a strictly decreasing, non-empty list within 1..T."""
+    """Raise ValueError unless `steps` is a strictly decreasing, non-empty list of integers within 1..T."""
     if len(steps) == 0:
         raise ValueError("steps is empty; a sampler needs at least one timestep")
-    if any(a <= b for a, b in zip(steps, steps[1:], strict=False)):
+    if not all(isinstance(t, Integral) for t in steps):
+        raise ValueError(f"steps must be integers, got {_abbreviated(steps)}")
+    if any(a <= b for a, b in pairwise(steps)):
         raise ValueError(f"steps must decrease strictly, from noise to data, got {_abbreviated(steps)}")
     if steps[0] > T or steps[-1] < 1:
         raise ValueError(

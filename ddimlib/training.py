@@ -5,17 +5,20 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ddimlib.data import to_model_range
+from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.latents import mixed_seed
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import read_tensors, write_tensors
+
+Tensors = tuple[Tensor, ...] | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,14 @@ def learning_rate_factor(step: int, config: TrainingConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
 
 
-def ema_update(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor | int], None]:
+def ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Averaging rule for torch's `AveragedModel`: average ← d · average + (1 - d) · weights, d = min(decay, (1+n)/(10+n)).
 
     The warm-up in n, the number of updates so far, lets the average forget the random start.
     """
 
     @torch.no_grad()
-    def update(averages: list[Tensor], weights: list[Tensor], num_averaged: Tensor | int) -> None:
+    def update(averages: Tensors, weights: Tensors, num_averaged: Tensor | int) -> None:
         n = int(num_averaged)
         torch._foreach_lerp_(averages, weights, 1 - min(decay, (1 + n) / (10 + n)))
 
@@ -134,7 +137,7 @@ class Trainer:
     same weights, to the bit, as one that was never stopped.
 
     Args:
-        model: a denoiser, called as model(x, t, labels), or model(x, t) when `labels` is None.
+        model: the denoiser to be trained, called as model(x, t, labels).
         schedule: the noise schedule.
         images: uint8 [N, C, H, W].
         labels: int64 [N], or None.
@@ -149,7 +152,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: VelocityDenoiser,
         schedule: NoiseSchedule,
         images: Tensor,
         labels: Tensor | None,
@@ -160,7 +163,7 @@ class Trainer:
     ) -> None:
         if len(images) < config.batch_size:
             raise ValueError(f"{len(images)} images do not fill one batch of {config.batch_size}; use a smaller batch")
-        self.model = model.to(device=device, memory_format=torch.channels_last)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema), use_buffers=False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, fused=True)
         self.schedule, self.images, self.labels = schedule, images, labels
@@ -168,10 +171,15 @@ class Trainer:
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
         self.step = 0
         self.loss = math.nan
+        self._updating = False
         self._forward = torch.compile(self.model) if compile else self.model
         self._epoch = (-1, torch.empty(0, dtype=torch.int64))
-        if self.checkpoint is not None and self.checkpoint.exists():
-            self.load()
+        self.load()
+
+    @property
+    def averaged_model(self) -> VelocityDenoiser:
+        """The denoiser with the averaged weights: the one to sample from."""
+        return cast(VelocityDenoiser, self.average.module)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Images in [-1, 1], labels (some dropped), timesteps and noise of one step: a function of (seed, step) alone."""
@@ -188,7 +196,7 @@ class Trainer:
         labels = None
         if self.labels is not None:
             dropped = torch.rand(len(x_0), generator=generator) < config.label_dropout
-            labels = torch.where(dropped, self.model.num_classes, self.labels[chosen])
+            labels = torch.where(dropped, cast(int, self.model.num_classes), self.labels[chosen])
         if config.flip:
             mirrored = torch.rand(len(x_0), 1, 1, 1, generator=generator) < 0.5
             x_0 = torch.where(mirrored, x_0.flip(-1), x_0)
@@ -197,20 +205,23 @@ class Trainer:
     def train_step(self) -> Tensor:
         """One optimiser step; returns its loss."""
         config = self.config
-        x_0, labels, t, noise = (None if a is None else a.to(self.device) for a in self.batch(self.step))
-        torch.manual_seed(_seed(config.seed, 2, self.step))  # dropout's draws
-        x_t = self.schedule.add_noise(x_0, t, noise)
-        x_t = x_t.contiguous(memory_format=torch.channels_last)
-        eps = self._forward(x_t, t) if labels is None else self._forward(x_t, t, labels)
-        loss = noise_loss(eps, noise, loss_weight(self.schedule, t.cpu(), config.loss).to(self.device))
+        x_0, labels, t, noise = self.batch(self.step)
+        weight = loss_weight(self.schedule, t, config.loss).to(self.device)
+        x_t = self.schedule.add_noise(x_0, t, noise).to(self.device, memory_format=torch.channels_last)
+        t, noise = t.to(self.device), noise.to(self.device)
+        torch.manual_seed(mixed_seed(config.seed, 2, self.step))  # dropout's draws
+        eps = self._forward(x_t, t, None if labels is None else labels.to(self.device))
+        loss = noise_loss(eps, noise, weight)
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(self.step, config)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
+        self._updating = True
         self.optimizer.step()
         self.average.update_parameters(self.model)
         self.step += 1
+        self._updating = False
         return loss.detach()
 
     def run(self, progress: bool = True, save_every: float = 60.0) -> None:
@@ -226,15 +237,18 @@ class Trainer:
                 while self.step < self.config.steps:
                     loss = self.train_step()
                     bar.update()
-                    if self.step % 20 == 0 or self.step == self.config.steps:
+                    save = time.monotonic() - saved > save_every
+                    if save or self.step % 20 == 0 or self.step == self.config.steps:
                         self._track(float(loss))
                         bar.set_postfix(loss=f"{self.loss:.4f}")
-                    if self.checkpoint is not None and time.monotonic() - saved > save_every:
+                    if save:
                         self.save()
                         saved = time.monotonic()
-            finally:
-                if self.checkpoint is not None and math.isfinite(self.loss):
+            except KeyboardInterrupt:
+                if not self._updating:  # half a step must not be stored; the last whole state then stays
                     self.save()
+                raise
+        self.save()
 
     def _track(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -243,7 +257,9 @@ class Trainer:
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
 
     def save(self) -> None:
-        """Write the checkpoint, atomically."""
+        """Write the checkpoint, atomically. Without one, do nothing."""
+        if self.checkpoint is None:
+            return
         moments = {
             f"optimizer.{i}.{name}": value
             for i, state in self.optimizer.state_dict()["state"].items()
@@ -255,7 +271,9 @@ class Trainer:
         write_tensors(self.checkpoint, tensors | moments, facts)
 
     def load(self) -> None:
-        """Continue from the checkpoint."""
+        """Continue from the checkpoint, if there is one."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return
         tensors, facts = read_tensors(self.checkpoint)
         if facts.get("config") != asdict(self.config):
             other = {k: v for k, v in facts.get("config", {}).items() if v != asdict(self.config).get(k)}
@@ -267,20 +285,25 @@ class Trainer:
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        self.model.load_state_dict(part("model."))
+        try:
+            self.model.load_state_dict(part("model."))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{self.checkpoint} belongs to a run with another network ({error}); choose another output folder"
+            ) from error
         self.average.load_state_dict(part("average."))
+        parameters = list(self.model.parameters())
         state: dict[int, dict[str, Any]] = {}
         for name, value in part("optimizer.").items():
             index, key = name.split(".")
+            weight = parameters[int(index)].detach()
+            if value.shape == weight.shape:
+                # a moment: the fused optimiser walks memory, not strides, so lay it out as its weight is
+                value = torch.empty_like(weight).copy_(value)
             state.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         self.step, self.loss = facts["step"], facts["loss"]
 
 
-def _seed(*entropy: int) -> int:
-    """One well-mixed seed out of several small numbers."""
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
-
-
 def _generator(*entropy: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_seed(*entropy))
+    return torch.Generator().manual_seed(mixed_seed(*entropy))

@@ -24,6 +24,11 @@ def time_features(t: Tensor, size: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
+def _start_at_zero(layer: nn.Conv2d) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
 class ResidualBlock(nn.Module):
     """Two 3×3 convolutions around a shortcut; the embedding of (t, class) shifts and scales between them."""
 
@@ -36,8 +41,7 @@ class ResidualBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
         self.shortcut = nn.Identity() if in_width == out_width else nn.Conv2d(in_width, out_width, 1)
-        nn.init.zeros_(self.conv2.weight)  # the block starts as its shortcut
-        nn.init.zeros_(self.conv2.bias)
+        _start_at_zero(self.conv2)  # the block starts as its shortcut
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -47,16 +51,15 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel looks at every other: one head per 32 channels, around a shortcut."""
+    """Every pixel looks at every other: about one head per 32 channels, around a shortcut."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.heads = max(1, width // 32)
+        self.heads = next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
         self.norm = nn.GroupNorm(8, width)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.out = nn.Conv2d(width, width, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        _start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -89,6 +92,7 @@ class UNet(nn.Module):
         widths: channels of each level, multiples of 8.
         blocks: residual blocks of each level.
         attention: whether the blocks of each level are followed by self-attention.
+        image_size: height and width that it is trained at; others work too, if every level halves them evenly.
         num_classes: number of class labels, or None for a network without labels.
         dropout: probability, in [0, 1).
 
@@ -102,6 +106,7 @@ class UNet(nn.Module):
         widths: Sequence[int] = (16, 48, 96),
         blocks: Sequence[int] = (1, 1, 4),
         attention: Sequence[bool] = (False, False, True),
+        image_size: int = 28,
         num_classes: int | None = None,
         dropout: float = 0.0,
     ) -> None:
@@ -113,50 +118,59 @@ class UNet(nn.Module):
             )
         if bad := [w for w in widths if w % 8 or w <= 0]:
             raise ValueError(f"widths must be positive multiples of 8 (GroupNorm has 8 groups), got {bad}")
+        self.image_shape = (channels, image_size, image_size)
         self.num_classes = num_classes
         embedding = 128
         self.time_mlp = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
         # one row more than there are classes: the last stands for "no label"
         self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, embedding)
 
-        def stages(in_width: int, level: int) -> nn.ModuleList:
+        def stages_of(in_width: int, level: int) -> nn.ModuleList:
             w = widths[level]
             return nn.ModuleList(
                 Stage(in_width if i == 0 else w, w, embedding, dropout, attention[level]) for i in range(blocks[level])
             )
 
         lowest = len(widths) - 1
+        self.scale = 2**lowest
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(stages(widths[i], i) for i in range(lowest))
+        self.down = nn.ModuleList(stages_of(widths[i], i) for i in range(lowest))
         self.shrink = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1) for i in range(lowest))
-        self.bottom = stages(widths[lowest], lowest)
+        self.bottom = stages_of(widths[lowest], lowest)
         self.grow = nn.ModuleList(
             nn.Sequential(nn.Conv2d(widths[i + 1], widths[i], 1), nn.Upsample(scale_factor=2)) for i in range(lowest)
         )
-        self.up = nn.ModuleList(stages(2 * widths[i], i) for i in range(lowest))
-        self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1))
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        self.up = nn.ModuleList(stages_of(2 * widths[i], i) for i in range(lowest))
+        last = nn.Conv2d(widths[0], channels, 3, padding=1)
+        _start_at_zero(last)
+        self.head = nn.Sequential(nn.GroupNorm(8, widths[0]), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        if x.shape[1] != self.image_shape[0] or x.shape[2] % self.scale or x.shape[3] % self.scale:
+            raise ValueError(
+                f"this network takes [B, {self.image_shape[0]}, H, W] with H and W multiples of {self.scale}, "
+                f"got {tuple(x.shape)}"
+            )
         embedding = self.time_mlp(time_features(t, 64))
         if self.label_embedding is not None:
             if labels is None:
-                labels = torch.full_like(t, self.num_classes)
+                labels = torch.full_like(t, self.label_embedding.num_embeddings - 1)
             embedding = embedding + self.label_embedding(labels)
         embedding = F.silu(embedding)
 
         h = self.stem(x)
         across = []
         for stages, shrink in zip(self.down, self.shrink, strict=True):
-            for stage in stages:
-                h = stage(h, embedding)
+            h = _through(stages, h, embedding)
             across.append(h)
             h = shrink(h)
-        for stage in self.bottom:
-            h = stage(h, embedding)
+        h = _through(self.bottom, h, embedding)
         for stages, grow, same_level in zip(reversed(self.up), reversed(self.grow), reversed(across), strict=True):
-            h = torch.cat([grow(h), same_level], dim=1)
-            for stage in stages:
-                h = stage(h, embedding)
+            h = _through(stages, torch.cat([grow(h), same_level], dim=1), embedding)
         return self.head(h)
+
+
+def _through(stages: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+    for stage in stages.children():
+        h = stage(h, embedding)
+    return h

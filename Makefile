@@ -1,0 +1,64 @@
+# `make help` lists the targets. Each makes .venv first when it is missing, or when the dependencies changed;
+# nothing needs to be activated.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+SITE := _build/html/index.html
+SOURCES := _config.yml _toc.yml $(wildcard book/*.* book/*/*.* ddimlib/*.py)
+PORT ?= 8000
+NB ?=
+
+.DELETE_ON_ERROR:
+.PHONY: book test check lab serve run pins clean help
+
+# From scratch: Sphinx keeps links to what is gone.
+book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build/html
+	rm -rf _build
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
+	@echo "The site is ready: open $(CURDIR)/$(SITE), or type 'make serve'."
+
+# With two workers, one thread each: more would only contend. A notebook's cells stay on one worker (loadfile).
+test: check $(SITE)  ## Run every check and test: library, notebooks re-executed, the site in a browser
+	$(BIN)/python tests/ensure_browser.py
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest -n 2 --dist loadfile \
+	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600
+
+check: $(STAMP)  ## Lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: $(STAMP)  ## Open the chapters in JupyterLab
+	$(BIN)/jupyter-lab book
+
+serve: $(SITE)  ## Serve the built site on localhost (PORT=8000)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/04-few-steps.ipynb; default: all chapters)
+	TQDM_DISABLE=1 $(BIN)/python tools/run_notebooks.py $(NB)
+
+# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test]", then this, then `make test`.
+pins:  ## Write the versions installed in .venv to constraints.txt
+	( echo "# The exact versions that the tests passed with; written by 'make pins'."; \
+	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -e 's/+.*//' -e '/^pip==/d' ) > constraints.new
+	mv constraints.new constraints.txt
+	touch $(STAMP)
+
+clean:  ## Remove what was built (not .venv)
+	rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+$(SITE): $(STAMP) $(SOURCES)
+	$(MAKE) book
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit('Python 3.11 or newer is needed; try: make PYTHON=python3.12' if sys.version_info < (3, 11) else 0)"
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
+	    || { echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c constraints.txt
+	$(BIN)/uv pip install --python $(BIN)/python -e ".[book,test]" -c constraints.txt
+	touch $@

@@ -1,0 +1,42 @@
+"""Run notebooks top to bottom and store their outputs, with nothing in the file that changes from run to run.
+
+python tools/run_notebooks.py book/04-few-steps.ipynb ...     (default: every chapter)
+"""
+
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parent.parent
+METADATA = {
+    "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+def normalise(notebook: nbformat.NotebookNode) -> None:
+    """The same kernel, language and cell ids everywhere; no times, no state of an editor."""
+    jupytext = notebook.metadata.get("jupytext")
+    notebook.metadata = nbformat.from_dict(METADATA | ({"jupytext": jupytext} if jupytext else {}))
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+        for key in ("execution", "collapsed", "scrolled", "ExecuteTime"):
+            cell.metadata.pop(key, None)
+
+
+def run(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    # Kernels start in the notebook's folder, as in JupyterLab and under the tests.
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False,
+                            resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
+    client.execute()
+    normalise(notebook)
+    nbformat.write(notebook, path)
+    print(f"{path}: done")
+
+
+if __name__ == "__main__":
+    for path in map(Path, sys.argv[1:] or sorted(str(p) for p in (ROOT / "book").glob("[0-9][0-9]-*.ipynb"))):
+        run(path)
