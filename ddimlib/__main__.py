@@ -86,7 +86,8 @@ def sample_command(args: argparse.Namespace) -> None:
         progress=not args.quiet,
     )
     buffer = io.BytesIO()
-    to_pil_image(image_grid(images, args.columns)).save(buffer, format="PNG")
+    grid = image_grid(images, args.columns)
+    to_pil_image(grid.repeat_interleave(args.scale, 1).repeat_interleave(args.scale, 2)).save(buffer, format="PNG")
     write_atomically(args.out, buffer.getvalue())
     print(f"wrote {args.out}: {args.n} images, {args.steps} steps, eta {args.eta}, seed {args.seed}")
 
@@ -197,6 +198,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--labels", type=int, nargs="+", help="classes to draw, in turn; without it, the network chooses")
     p.add_argument("--clip", type=float, help="limit the predicted image to [-CLIP, CLIP] at every step")
     p.add_argument("--columns", type=int, default=8, help="images in a row")
+    p.add_argument("--scale", type=int, default=3, help="screen pixels for each image pixel, in each direction")
     p.add_argument("--out", default="grid.png", help="the picture")
 
     p = command(

@@ -40,7 +40,7 @@ class NoiseSchedule:
         if wrong.any():
             i = int(wrong.nonzero()[0])
             raise ValueError(
-                f"every beta must lie strictly between 0 and 1, got β_{i + 1} = {beta[i].item()}; "
+                f"every beta must lie strictly between 0 and 1, got β_{i + 1} = {beta[i].item():.4g}; "
                 "a variance of 0 or 1 keeps everything or destroys everything in one step"
             )
         self.T = len(beta)

@@ -4,6 +4,7 @@ Everything here is affine in (x_T, z), so moments are read off by feeding unit v
 """
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -51,7 +52,7 @@ def test_unit_gaussian_shrinks_by_the_product_of_cosines(S, spacing):
     """ε* = √(1-ᾱ) x: in the plane of signal and noise, each step projects x on a direction turned by θ_t - θ_prev."""
     steps = timesteps(1000, S, spacing)
     theta = [math.acos(math.sqrt(ab)) for ab in LINEAR.alpha_bar[[*steps, 0]].tolist()]
-    expected = math.prod(math.cos(a - b) for a, b in zip(theta, theta[1:], strict=False))
+    expected = math.prod(math.cos(a - b) for a, b in pairwise(theta))
     assert unit_gaussian_std(steps) == pytest.approx(expected, rel=1e-12)
 
 
@@ -279,7 +280,7 @@ def test_marginals_are_kept_by_steps_with_any_noise():
     x = schedule.add_noise(data, 40, randn(n, 1, 1, 1))
     etas = torch.rand(40, generator=torch.Generator().manual_seed(0)).tolist()
     times = [40, 33, 30, 29, 20, 11, 5, 2, 1]
-    for i, (t, prev) in enumerate(zip(times, times[1:], strict=False)):
+    for i, (t, prev) in enumerate(pairwise(times)):
         x = ddim_step(schedule, x, schedule.predict_eps(x, t, data), t, prev, etas[i], randn(n, 1, 1, 1, seed=i + 1))
         ab = schedule.alpha_bar[prev].item()
         standardised = (x - math.sqrt(ab) * x_0) / math.sqrt(1 - ab)

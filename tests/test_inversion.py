@@ -51,11 +51,10 @@ def test_the_explicit_round_trip_is_of_first_order():
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("S", [5, 20, 100])
-def test_the_implicit_round_trip_is_exact_on_a_smooth_oracle(S, spacing):
+@pytest.mark.parametrize(("S", "iterations"), [(12, 100), (40, 25)])
+def test_the_implicit_round_trip_is_exact_on_a_smooth_oracle(S, iterations, spacing):
     x_0 = smooth_mixture().draw(4, torch.Generator().manual_seed(0))
     steps, residuals = timesteps(1000, S, spacing), []
-    iterations = 400 if S == 5 else 60
     assert round_trip_error(SMOOTH, x_0, steps, iterations, residuals) < 1e-10
     assert len(residuals) == S
     assert max(residuals) < 1e-10
@@ -82,10 +81,10 @@ def test_more_iterations_leave_smaller_residuals():
 def test_where_the_fixed_point_is_not_reached_the_residual_says_so():
     """Between two almost-points the denoiser is too steep for few steps: the iteration cycles, and must admit it."""
     residuals: list[float] = []
-    x_0 = torch.tensor([-1.0, -0.99, 0.98, 1.01], dtype=torch.float64).reshape(4, 1, 1, 1)
-    error = round_trip_error(sharp_mixture().denoiser(LINEAR), x_0, timesteps(1000, 5), 60, residuals)
+    x_0 = torch.tensor([-0.6, -0.3, 0.1, 0.5], dtype=torch.float64).reshape(4, 1, 1, 1)
+    error = round_trip_error(sharp_mixture().denoiser(LINEAR), x_0, timesteps(1000, 20), 60, residuals)
+    assert error > 0.1
     assert max(residuals) > 0.1
-    assert error > 1e-3
 
 
 def test_the_explicit_inverse_has_no_residuals():

@@ -43,8 +43,10 @@ def tags(cell):
 
 
 def text_of(output):
+    """What an output says, without the pictures that are embedded in it."""
     data = output.get("data", {})
-    return "\n".join([output.get("text", ""), data.get("text/plain", ""), data.get("text/html", "")])
+    text = "\n".join([output.get("text", ""), data.get("text/plain", ""), data.get("text/html", "")])
+    return re.sub(r"data:[\w/+.-]+;base64,[\w+/=]+", "data:", text)
 
 
 def has_picture(output):

@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FLAGS += ["--disable-component-update", "--disable-sync"]
+FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # no network
+PATIENCE = 120_000  # milliseconds, for a busy machine
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 
 # The theme logs these on every page; they do no harm.
@@ -66,6 +68,8 @@ CONTRAST = """() => {
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def log_message(self, *args):
         pass
 
@@ -102,8 +106,9 @@ class Visitor:
     def __init__(self, browser, origin, size, scheme="light"):
         self.origin, self.errors, self.strangers = origin, [], []
         self.context = browser.new_context(viewport=size, color_scheme=scheme)
-        self.context.route("**/*", self.gate)
+        self.context.set_default_timeout(PATIENCE)
         self.tab = self.context.new_page()
+        self.tab.on("request", self.watch)
         self.tab.on("console", self.hear)
         self.tab.on("pageerror", lambda error: self.note(str(error)))
         self.tab.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
@@ -111,12 +116,9 @@ class Visitor:
             "response", lambda answer: answer.status >= 400 and self.errors.append(f"{answer.status}: {answer.url}")
         )
 
-    def gate(self, route):
-        if route.request.url.startswith((self.origin, "data:", "blob:")):
-            route.continue_()
-        else:
-            self.strangers.append(route.request.url)
-            route.abort()
+    def watch(self, request):
+        if not request.url.startswith((self.origin, "data:", "blob:")):
+            self.strangers.append(request.url)
 
     def hear(self, message):
         if message.type == "error":

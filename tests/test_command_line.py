@@ -1,0 +1,251 @@
+"""The command line: what it writes, what it says when something is wrong, and that it can be interrupted."""
+
+import json
+import struct
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddimlib import evaluation, training
+from ddimlib.__main__ import main
+from ddimlib.evaluation import evaluate, evaluation_labels, weights_digest
+from ddimlib.metrics import Classifier, Judge
+from ddimlib.pretrained import build_model, load_model, save_model
+from ddimlib.schedule import NoiseSchedule
+
+TINY = {"widths": (8, 8, 8), "blocks": (1, 1, 1), "num_classes": 10}
+
+
+@pytest.fixture
+def tiny_model(tmp_path):
+    """A small random network, saved as a user would save one."""
+    torch.manual_seed(0)
+    schedule = NoiseSchedule.linear()
+    model = build_model(TINY, schedule)
+    path = tmp_path / "tiny.safetensors"
+    save_model(path, model, schedule, TINY)
+    return path
+
+
+@pytest.fixture
+def mnist_root(tmp_path):
+    """300 random images in the files that torchvision's MNIST reads, so that nothing is downloaded."""
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for part in ("train", "t10k"):
+        images = generator.integers(0, 256, (300, 28, 28), dtype=np.uint8)
+        labels = generator.integers(0, 10, 300, dtype=np.uint8)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, 300, 28, 28) + images.tobytes())
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 300) + labels.tobytes())
+    return tmp_path / "data"
+
+
+def picture(path):
+    return np.asarray(Image.open(path).convert("L"))
+
+
+def test_sample_writes_a_picture_of_the_size_asked_for(tiny_model, tmp_path, capsys):
+    out = tmp_path / "grid.png"
+    arguments = [
+        "sample",
+        "--model",
+        str(tiny_model),
+        "--steps",
+        "2",
+        "--n",
+        "6",
+        "--columns",
+        "3",
+        "--scale",
+        "2",
+        "--quiet",
+    ]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert picture(out).shape == (2 * (2 * 30 + 2), 2 * (3 * 30 + 2))
+    assert str(out) in capsys.readouterr().out
+    assert list(tmp_path.glob(".*")) == []  # no temporary file stays behind
+
+
+def test_the_seed_and_the_label_decide_the_picture(tiny_model, tmp_path):
+    def draw(*options):
+        out = tmp_path / "grid.png"
+        assert (
+            main(
+                [
+                    "sample",
+                    "--model",
+                    str(tiny_model),
+                    "--steps",
+                    "2",
+                    "--n",
+                    "2",
+                    "--quiet",
+                    "--out",
+                    str(out),
+                    *options,
+                ]
+            )
+            == 0
+        )
+        return picture(out)
+
+    base = draw("--seed", "1")
+    assert (draw("--seed", "1") == base).all()
+    assert (draw("--seed", "2") != base).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "must lie in 1..1000 (the schedule's length), got 0"),
+        (["--steps", "1001"], "got 1001"),
+        (["--eta", "1.5"], "got 1.5"),
+        (["--labels", "3", "10"], "0..9"),
+        (["--guidance", "2"], "needs labels"),
+        (["--model", "imagenet"], "no model 'imagenet'"),
+        (["--model", "missing.safetensors"], "no file missing.safetensors"),
+        (["--clip", "-1"], "clip must be positive"),
+    ],
+)
+def test_a_bad_option_is_one_clear_line_and_leaves_no_file(tiny_model, tmp_path, capsys, options, message):
+    out = tmp_path / "grid.png"
+    arguments = ["sample", "--model", str(tiny_model), "--steps", "2", "--n", "2", "--quiet", "--out", str(out)]
+    assert main([*arguments, *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert "Traceback" not in error
+    assert not out.exists()
+
+
+def test_help_shows_a_first_command_and_every_default():
+    def help_of(*command):
+        return subprocess.run(
+            [sys.executable, "-m", "ddimlib", *command, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+
+    assert "python -m ddimlib sample --model mnist --steps 20 --n 64 --out grid.png" in help_of()
+    assert "(default: 50)" in help_of("sample")
+
+
+def test_training_runs_to_its_end_and_its_model_can_be_sampled(mnist_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, steps=3))
+    out = tmp_path / "run"
+    arguments = ["train", "mnist", "--root", str(mnist_root), "--out", str(out), "--batch-size", "8", "--quiet"]
+    assert main(arguments) == 0
+    card = json.loads((out / "model.json").read_text())
+    assert card["steps"] == 3
+    assert card["data_licence"] == "CC BY-SA 3.0"
+    assert card["trained"]["command"].startswith("python -m ddimlib")
+    trained, _ = load_model(out / "model.safetensors")
+
+    before = weights_digest(trained)
+    assert main(arguments) == 0  # a finished run, started again, changes nothing
+    assert weights_digest(load_model(out / "model.safetensors")[0]) == before
+    assert (
+        main(
+            [
+                "sample",
+                "--model",
+                str(out / "model.safetensors"),
+                "--steps",
+                "1",
+                "--n",
+                "1",
+                "--quiet",
+                "--out",
+                str(tmp_path / "a.png"),
+            ]
+        )
+        == 0
+    )
+
+    assert main([*arguments, "--learning-rate", "0.5"]) == 2
+    assert "another configuration" in capsys.readouterr().err
+
+
+def test_interrupted_training_says_how_to_go_on(mnist_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, steps=5))
+    step = training.Trainer.train_step
+
+    def interrupted(trainer):
+        if trainer.step == 2:
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    arguments = [
+        "train",
+        "mnist",
+        "--root",
+        str(mnist_root),
+        "--out",
+        str(tmp_path / "run"),
+        "--batch-size",
+        "8",
+        "--quiet",
+    ]
+    monkeypatch.setattr(training.Trainer, "train_step", interrupted)
+    assert main(arguments) == 130
+    assert "continues where this one stopped" in capsys.readouterr().err
+    monkeypatch.setattr(training.Trainer, "train_step", step)
+    assert main(arguments) == 0
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["steps"] == 5
+
+
+@pytest.fixture
+def judge():
+    torch.manual_seed(0)
+    judge = Judge(Classifier(), facts={"floor": 0.0})
+    judge.observe_real(torch.rand(50, 1, 28, 28) * 2 - 1)
+    return judge
+
+
+def evaluate_tiny(path, judge, out, **options):
+    model, schedule = load_model(path)
+    arguments = {"steps": [1, 2], "etas": [0.0, 1.0], "n": 20, "facts": {"command": "test"}} | options
+    return evaluate(model, schedule, judge, out=out, progress=False, **arguments)
+
+
+def test_evaluate_writes_one_row_for_each_pair_and_its_provenance(tiny_model, judge, tmp_path):
+    out = tmp_path / "table.json"
+    table = evaluate_tiny(tiny_model, judge, out)
+    assert json.loads(out.read_text()) == table
+    assert [(row["steps"], row["eta"]) for row in table["rows"]] == [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
+    assert table["provenance"] == {"command": "test"}
+    assert table["settings"]["weights"] == weights_digest(load_model(tiny_model)[0])
+
+
+def test_an_interrupted_evaluation_repeats_no_row(tiny_model, judge, tmp_path, monkeypatch):
+    out = tmp_path / "table.json"
+    whole = evaluate_tiny(tiny_model, judge, tmp_path / "whole.json")
+    evaluate_tiny(tiny_model, judge, out, steps=[1])
+    drawn = []
+    sample = evaluation.sample
+    monkeypatch.setattr(
+        evaluation, "sample", lambda *args, **options: drawn.append(args[3]) or sample(*args, **options)
+    )
+    table = evaluate_tiny(tiny_model, judge, out)
+    assert drawn == [2, 2]
+
+    def measured(rows):
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+    assert measured(table["rows"]) == measured(whole["rows"])
+
+
+def test_a_table_of_other_settings_is_not_overwritten(tiny_model, judge, tmp_path):
+    out = tmp_path / "table.json"
+    evaluate_tiny(tiny_model, judge, out, steps=[1], etas=[0.0])
+    before = out.read_bytes()
+    with pytest.raises(ValueError, match="choose another file"):
+        evaluate_tiny(tiny_model, judge, out, n=30)
+    assert out.read_bytes() == before
+
+
+def test_labels_come_equally_often():
+    assert evaluation_labels(30, 10).bincount().tolist() == [3] * 10

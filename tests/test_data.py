@@ -1,0 +1,96 @@
+"""Data sets as tensors, with no network: torchvision's classes are replaced by small ones of the same layout."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ddimlib import bundled_sample, load_dataset
+from ddimlib import data as data_module
+from ddimlib.data import CLASS_NAMES, DATASETS, to_bytes, to_model_range
+
+
+def test_every_byte_survives_the_way_there_and_back():
+    every = torch.arange(256, dtype=torch.uint8)
+    x = to_model_range(every)
+    assert x.dtype == torch.float32
+    assert (x[0], x[255]) == (-1, 1)
+    assert x.diff().allclose(torch.tensor(2 / 255))
+    assert torch.equal(to_bytes(x), every)
+
+
+def test_what_lies_outside_is_clipped():
+    assert to_bytes(torch.tensor([-7.0, 1.5, 0.0])).tolist() == [0, 255, 128]
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion"])
+def test_a_sample_is_bundled(name):
+    images, labels = bundled_sample(name)
+    assert (images.shape, images.dtype) == ((200, 1, 28, 28), torch.float32)
+    assert (images.min(), images.max()) == (-1, 1)
+    assert (labels.shape, labels.dtype) == ((200,), torch.int64)
+    assert set(labels.tolist()) == set(range(10))
+
+
+def test_an_unknown_sample_is_refused():
+    with pytest.raises(ValueError, match="'cifar10'; shipped are: fashion, mnist"):
+        bundled_sample("cifar10")
+
+
+def fake(data, targets):
+    class Fake:
+        def __init__(self, root, train, download):
+            self.data, self.targets = (data, targets) if train else (data[:1], targets[:1])
+
+    return Fake
+
+
+def test_grey_images_get_a_channel(monkeypatch):
+    pixels = torch.arange(2 * 28 * 28).reshape(2, 28, 28).to(torch.uint8)
+    monkeypatch.setitem(DATASETS, "mnist", fake(pixels, torch.tensor([3, 1])))
+    images, labels = load_dataset("mnist")
+    assert torch.equal(images, pixels[:, None])
+    assert labels.tolist() == [3, 1]
+    assert len(load_dataset("mnist", train=False)[0]) == 1
+
+
+def test_colours_move_to_the_front(monkeypatch):
+    pixels = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    monkeypatch.setitem(DATASETS, "cifar10", fake(pixels, [3, 1]))
+    images, labels = load_dataset("cifar10")
+    assert images.shape == (2, 3, 4, 5)
+    assert images[1, 2, 3, 4] == pixels[1, 3, 4, 2]
+    assert labels.dtype == torch.int64
+
+
+def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
+    class MNIST:
+        def __init__(self, *args, **kwargs):
+            raise OSError("no route to host")
+
+    monkeypatch.setitem(DATASETS, "mnist", MNIST)
+    with pytest.raises(RuntimeError, match=r"no route to host\); connect .* copy torchvision's files of MNIST"):
+        load_dataset("mnist", tmp_path)
+
+
+def test_a_folder_of_images_is_a_data_set(tmp_path):
+    for part, shades in {"train": [0, 100, 200], "test": [50]}.items():
+        for k, shade in enumerate(shades):
+            folder = tmp_path / part / "ab"[k % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (5, 4), (shade, 0, 255)).save(folder / f"{k}.png")
+    images, labels = load_dataset(str(tmp_path))
+    assert (images.shape, images.dtype) == ((3, 3, 4, 5), torch.uint8)
+    assert images[:, :, 0, 0].tolist() == [[0, 0, 255], [200, 0, 255], [100, 0, 255]]
+    assert labels.tolist() == [0, 0, 1]
+    assert load_dataset(str(tmp_path), train=False)[0][0, 0, 0, 0] == 50
+
+
+def test_an_unknown_data_set_is_refused():
+    with pytest.raises(ValueError, match=r"'imagenet'.*mnist, fashion, cifar10"):
+        load_dataset("imagenet")
+
+
+def test_every_data_set_has_names_for_its_ten_classes():
+    assert CLASS_NAMES.keys() == DATASETS.keys() == data_module.DATA_LICENCES.keys()
+    assert {len(names) for names in CLASS_NAMES.values()} == {10}
