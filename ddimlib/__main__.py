@@ -30,6 +30,8 @@ def train_command(args: argparse.Namespace) -> None:
     schedule = NoiseSchedule.linear()
     torch.manual_seed(args.seed)
     model = build_model(recipe.network, schedule)
+    if args.start_from:
+        model.load_state_dict(_load(args.start_from, "cpu")[0].state_dict())
     config = TrainingConfig(
         steps=args.steps or recipe.steps,
         batch_size=args.batch_size,
@@ -56,6 +58,7 @@ def train_command(args: argparse.Namespace) -> None:
         "data_licence": DATA_LICENCES[args.data],
         "licence": "MIT",
         "parameters": sum(p.numel() for p in model.parameters()),
+        "started_from": args.start_from,
         "steps": trainer.step,
         "batch_size": config.batch_size,
         "loss": config.loss,
@@ -183,6 +186,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
     p.add_argument("--out", help="folder of the checkpoint and the finished model (default: runs/DATA)")
     p.add_argument("--steps", type=int, help="optimiser steps in all (default: the recipe's)")
+    p.add_argument("--start-from", metavar="MODEL", help="begin with the weights of this model instead of random ones")
     p.add_argument("--batch-size", type=int, default=128, help="images a step")
     p.add_argument("--learning-rate", type=float, default=2e-3, help="AdamW's peak rate")
     p.add_argument("--ema", type=float, default=0.999, help="decay of the average of the weights that is kept")

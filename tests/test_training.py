@@ -179,7 +179,7 @@ def test_without_labels_none_are_given():
 @pytest.mark.parametrize("decay", [0.3, 0.999])
 def test_the_average_follows_its_recursion(decay):
     """a ← d a + (1-d) w with d = min(decay, (1+n)/(10+n)), begun with the weights after the first step."""
-    trainer = make(replace(CONFIG, ema=decay))
+    trainer = make(replace(CONFIG, ema=decay, steps=100))
     assert isinstance(trainer.average, AveragedModel)
     average = None
     for n in range(12):
