@@ -107,16 +107,14 @@ class DiffusersDenoiser(nn.Module):
 
     Args:
         unet: a network with `prediction_type` "epsilon", called as unet(x, t, class_labels=...).
+        num_classes: number of class labels it knows; by default, its `num_class_embeds`. Guidance asks for the class
+            `num_classes` as "none", so a network that has a row for "none" counts one class less than it has rows.
     """
 
-    def __init__(self, unet: Any) -> None:
+    def __init__(self, unet: Any, num_classes: int | None = None) -> None:
         super().__init__()
         self.unet: Any = unet
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of class labels the network knows, or None."""
-        return self.unet.config.num_class_embeds
+        self.num_classes = unet.config.num_class_embeds if num_classes is None else num_classes
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.unet(x, t - 1, class_labels=labels).sample

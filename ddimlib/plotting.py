@@ -65,7 +65,7 @@ def show_images(images: Tensor, columns: int = 10, title: str | None = None, wid
     """Draw images in [-1, 1], [N, C, H, W], as a grid, without axes. `width` in inches."""
     grid = image_grid(images, columns)
     figure, axis = plt.subplots(figsize=(width, width * grid.shape[1] / grid.shape[2] + (0.3 if title else 0)))
-    axis.imshow(grid.permute(1, 2, 0))
+    axis.imshow(grid.permute(1, 2, 0).numpy())
     axis.set_axis_off()
     if title:
         axis.set_title(title)
@@ -86,7 +86,7 @@ def show_rows(rows: Mapping[str, Tensor], title: str | None = None, width: float
     figure, axis = plt.subplots(
         figsize=(width, (width - 1) * picture.shape[1] / picture.shape[2] + (0.4 if title else 0.1))
     )
-    axis.imshow(picture.permute(1, 2, 0))
+    axis.imshow(picture.permute(1, 2, 0).numpy())
     row = (picture.shape[1] - 2) / len(grids)
     axis.set_yticks([2 + row * (i + 0.5) for i in range(len(grids))], list(rows))
     axis.set_xticks([])

@@ -163,6 +163,8 @@ class Trainer:
     ) -> None:
         if len(images) < config.batch_size:
             raise ValueError(f"{len(images)} images do not fill one batch of {config.batch_size}; use a smaller batch")
+        if labels is not None and len(labels) != len(images):
+            raise ValueError(f"{len(images)} images need as many labels, got {len(labels)}")
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema), use_buffers=False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, fused=True)
@@ -257,9 +259,15 @@ class Trainer:
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
 
     def save(self) -> None:
-        """Write the checkpoint, atomically. Without one, do nothing."""
+        """Write the checkpoint, atomically. Without one, do nothing.
+
+        Raises:
+            FloatingPointError: when a weight is not finite; the file is left as it was.
+        """
         if self.checkpoint is None:
             return
+        if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
+            raise FloatingPointError(f"the weights hold NaN or infinity at step {self.step}; lower the learning rate")
         moments = {
             f"optimizer.{i}.{name}": value
             for i, state in self.optimizer.state_dict()["state"].items()

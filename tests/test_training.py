@@ -368,3 +368,20 @@ def test_too_few_images_are_refused():
 def test_every_recipe_builds_a_network_of_at_most_four_megabytes(name):
     model = build_model(RECIPES[name].network, ddimlib.NoiseSchedule.linear())
     assert 4 * sum(p.numel() for p in model.parameters()) <= 4e6
+
+
+def test_weights_that_are_not_finite_are_never_stored(tmp_path):
+    trainer = make(checkpoint=tmp_path / "checkpoint.safetensors")
+    trainer.save()
+    before = trainer.checkpoint.read_bytes()
+    with torch.no_grad():
+        next(trainer.model.parameters())[0] = math.nan
+    with pytest.raises(FloatingPointError, match="step 0"):
+        trainer.save()
+    assert trainer.checkpoint.read_bytes() == before
+
+
+def test_as_many_labels_as_images_are_needed():
+    images, labels = data()
+    with pytest.raises(ValueError, match="30 images need as many labels, got 29"):
+        Trainer(build_model(NETWORK, SCHEDULE), SCHEDULE, images, labels[:-1], CONFIG)

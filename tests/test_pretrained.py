@@ -1,0 +1,75 @@
+"""What is shipped: the networks, their cards, their judges, and the tables measured with them."""
+
+import json
+
+import pytest
+import torch
+
+from ddimlib import bundled_sample, load_pretrained, sample
+from ddimlib.data import PRETRAINED
+from ddimlib.evaluation import RESULTS, evaluation_labels, load_results, weights_digest
+from ddimlib.metrics import Judge
+from ddimlib.pretrained import available, build_model, load_model, save_model
+from ddimlib.schedule import NoiseSchedule
+
+NAMES = ["fashion", "mnist"]
+
+
+def test_two_networks_are_shipped():
+    assert available() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_is_small_and_its_card_says_how_it_was_made(name):
+    assert (PRETRAINED / f"{name}.safetensors").stat().st_size <= 4e6
+    card = json.loads((PRETRAINED / f"{name}.json").read_text())
+    assert {"data", "data_licence", "licence", "steps", "final_loss", "parameters", "quality"} <= card.keys()
+    assert {"command", "ddimlib", "torch", "device", "date"} <= card["trained"].keys()
+    model, schedule = load_pretrained(name)
+    assert card["parameters"] == sum(p.numel() for p in model.parameters())
+    assert card["quality"]["settings"]["weights"] == weights_digest(model)
+    assert schedule.T == 1000
+    assert not model.training
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_a_table_belongs_to_the_network_that_is_shipped(path):
+    table = load_results(path.stem)
+    model, _ = load_pretrained(path.stem.split("-")[0])
+    assert table["settings"]["weights"] == weights_digest(model)
+    assert table["judge"] == Judge.load(path.stem.split("-")[0]).facts
+
+
+# 60 images cannot tell 95 % from 99 %; they do tell a network from a broken one (chance: 10 %).
+@pytest.mark.parametrize(("name", "at_least"), [("mnist", 0.85), ("fashion", 0.6)])
+def test_images_are_recognised_as_what_was_asked_for(name, at_least):
+    model, schedule = load_pretrained(name)
+    labels = evaluation_labels(60, 10)
+    images = sample(model, schedule, (60, 1, 28, 28), steps=10, seed=1, labels=labels)
+    assert Judge.load(name).accuracy(images, labels) >= at_least
+
+
+def test_a_judge_recognises_real_images():
+    for name, at_least in (("mnist", 0.97), ("fashion", 0.85)):
+        assert Judge.load(name).accuracy(*bundled_sample(name)) >= at_least
+
+
+def test_a_saved_model_comes_back_the_same(tmp_path):
+    torch.manual_seed(0)
+    network = {"widths": (8, 8), "blocks": (1, 1), "attention": (False, True), "image_size": 8, "num_classes": 3}
+    schedule = NoiseSchedule.cosine(30)
+    model = build_model(network, schedule)
+    save_model(tmp_path / "model.safetensors", model, schedule, network)
+    again, same_schedule = load_model(tmp_path / "model.safetensors")
+    assert weights_digest(again) == weights_digest(model)
+    assert torch.equal(same_schedule.alpha_bar, schedule.alpha_bar)
+    assert again.image_shape == (1, 8, 8)
+
+
+def test_an_unknown_name_and_a_foreign_file_are_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="no pretrained network 'imagenet'; shipped are: fashion, mnist"):
+        load_pretrained("imagenet")
+    with pytest.raises(ValueError, match="no results 'imagenet'"):
+        load_results("imagenet")
+    with pytest.raises(ValueError, match="holds no model"):
+        load_model(PRETRAINED / "mnist-classifier.safetensors")
