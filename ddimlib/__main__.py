@@ -5,6 +5,7 @@ import io
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torchvision.transforms.functional import to_pil_image
@@ -19,6 +20,7 @@ from ddimlib.provenance import provenance
 from ddimlib.samplers import Eta, sample
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import write_atomically, write_json
+from ddimlib.timesteps import Spacing
 from ddimlib.training import RECIPES, Trainer, TrainingConfig
 
 
@@ -169,7 +171,7 @@ def parser() -> argparse.ArgumentParser:
         p.add_argument(
             "--spacing",
             default="linspace",
-            choices=["leading", "linspace", "trailing", "quadratic"],
+            choices=get_args(Spacing),
             help="which timesteps to visit",
         )
         p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none")

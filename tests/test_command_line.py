@@ -49,54 +49,29 @@ def picture(path):
     return np.asarray(Image.open(path).convert("L"))
 
 
+def sampling(model, out, *options):
+    """Arguments of a small, quiet `sample`; of an option given twice, the last counts."""
+    return ["sample", "--model", str(model), "--steps", "2", "--n", "2", "--quiet", "--out", str(out), *options]
+
+
 def test_sample_writes_a_picture_of_the_size_asked_for(tiny_model, tmp_path, capsys):
     out = tmp_path / "grid.png"
-    arguments = [
-        "sample",
-        "--model",
-        str(tiny_model),
-        "--steps",
-        "2",
-        "--n",
-        "6",
-        "--columns",
-        "3",
-        "--scale",
-        "2",
-        "--quiet",
-    ]
-    assert main([*arguments, "--out", str(out)]) == 0
+    assert main(sampling(tiny_model, out, "--n", "6", "--columns", "3", "--scale", "2")) == 0
     assert picture(out).shape == (2 * (2 * 30 + 2), 2 * (3 * 30 + 2))
     assert str(out) in capsys.readouterr().out
     assert list(tmp_path.glob(".*")) == []  # no temporary file stays behind
 
 
-def test_the_seed_and_the_label_decide_the_picture(tiny_model, tmp_path):
+def test_the_seed_and_the_label_decide_the_picture(tmp_path):
     def draw(*options):
         out = tmp_path / "grid.png"
-        assert (
-            main(
-                [
-                    "sample",
-                    "--model",
-                    str(tiny_model),
-                    "--steps",
-                    "2",
-                    "--n",
-                    "2",
-                    "--quiet",
-                    "--out",
-                    str(out),
-                    *options,
-                ]
-            )
-            == 0
-        )
+        assert main(sampling("mnist", out, *options)) == 0
         return picture(out)
 
-    base = draw("--seed", "1")
-    assert (draw("--seed", "1") == base).all()
-    assert (draw("--seed", "2") != base).any()
+    base = draw("--seed", "1", "--labels", "0")
+    assert (draw("--seed", "1", "--labels", "0") == base).all()
+    assert (draw("--seed", "2", "--labels", "0") != base).any()
+    assert (draw("--seed", "1", "--labels", "1") != base).any()
 
 
 @pytest.mark.parametrize(
@@ -114,8 +89,7 @@ def test_the_seed_and_the_label_decide_the_picture(tiny_model, tmp_path):
 )
 def test_a_bad_option_is_one_clear_line_and_leaves_no_file(tiny_model, tmp_path, capsys, options, message):
     out = tmp_path / "grid.png"
-    arguments = ["sample", "--model", str(tiny_model), "--steps", "2", "--n", "2", "--quiet", "--out", str(out)]
-    assert main([*arguments, *options]) == 2
+    assert main(sampling(tiny_model, out, *options)) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error

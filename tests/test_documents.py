@@ -40,7 +40,7 @@ def test_the_commands_are_ones_that_the_program_accepts(line):
     assert parser().parse_args(shlex.split(line)[3:]).run
 
 
-# Image i depends on (seed, i) alone, so the first few stand for all sixteen; 1000 steps of them take a quarter of a minute.
+# Image i depends on (seed, i) alone, so the first few stand for all ten; 1000 steps of them take seconds.
 @pytest.mark.parametrize(("name", "first"), [("ddim-20.png", 8), ("ddpm-1000.png", 2)])
 def test_the_pictures_are_what_their_commands_draw(name, first, tmp_path):
     (line,) = [line for line in commands() if name in line]
