@@ -192,7 +192,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--batch-size", type=int, default=128, help="images a step")
     p.add_argument("--learning-rate", type=float, default=2e-3, help="AdamW's peak rate")
     p.add_argument("--ema", type=float, default=0.999, help="decay of the average of the weights that is kept")
-    p.add_argument("--loss", choices=["velocity", "noise"], default="velocity", help="how timesteps are weighted")
+    losses = ["balanced", "velocity", "noise"]
+    p.add_argument("--loss", choices=losses, default="balanced", help="how timesteps are weighted")
     p.add_argument("--device", default=default_device, help="cpu or cuda")
     p.add_argument("--compile", action="store_true", help="run the network through torch.compile")
 

@@ -32,7 +32,7 @@ class TrainingConfig:
         warmup: steps of linear warm-up.
         ema: decay of the moving average of the weights, in [0, 1); the effective decay rises to it, (1 + n)/(10 + n).
         label_dropout: probability with which a label is replaced by "none", so that one network serves both ways.
-        loss: "noise" or "velocity", see :func:`loss_weight`.
+        loss: "noise", "velocity" or "balanced", see :func:`loss_weight`.
         flip: mirror half of the images left to right.
         clip_norm: the gradient's norm is cut to this.
         seed: of the initial weights and of every random draw.
@@ -44,7 +44,7 @@ class TrainingConfig:
     warmup: int = 200
     ema: float = 0.999
     label_dropout: float = 0.1
-    loss: str = "velocity"
+    loss: str = "balanced"
     flip: bool = False
     clip_norm: float = 1.0
     seed: int = 0
@@ -86,11 +86,12 @@ def noise_loss(eps: Tensor, noise: Tensor, weight: Tensor | float = 1.0) -> Tens
 
 
 def loss_weight(schedule: NoiseSchedule, t: Tensor, loss: str) -> Tensor:
-    """Weight of each sample's noise loss: 1 for "noise", 1/ᾱ_t for "velocity".
+    """Weight of each sample's noise loss: 1 for "noise", 1/ᾱ_t for "velocity", 2 √(1-ᾱ_t)/√ᾱ_t for "balanced".
 
     Since v = (ε - √(1-ᾱ_t) x_t)/√ᾱ_t, an error in ε is √ᾱ_t times the error in v: the second weight makes the noise loss
     the plain squared error of v, which still asks for something when x_t is almost all noise
-    (Salimans & Ho 2022, section 4, "SNR + 1").
+    (Salimans & Ho 2022, section 4, "SNR + 1"). The third is the velocity's weight times 2 √ᾱ_t √(1-ᾱ_t), which is 1 where
+    signal and noise are equal and falls to 0 at both ends, where x_t or the data set's mean is nearly all of the answer.
 
     Args:
         t: int64 [B], in 1..T.
@@ -99,13 +100,29 @@ def loss_weight(schedule: NoiseSchedule, t: Tensor, loss: str) -> Tensor:
         float32 [B].
 
     Raises:
-        ValueError: when `loss` is neither of the two.
+        ValueError: when `loss` is none of the three.
     """
+    alpha_bar = schedule.alpha_bar[t]
     if loss == "noise":
         return torch.ones(len(t))
     if loss == "velocity":
-        return (1 / schedule.alpha_bar[t]).float()
-    raise ValueError(f"loss must be 'noise' or 'velocity', got {loss!r}")
+        return (1 / alpha_bar).float()
+    if loss == "balanced":
+        return 2 * ((1 - alpha_bar) / alpha_bar).sqrt().float()
+    raise ValueError(f"loss must be 'noise', 'velocity' or 'balanced', got {loss!r}")
+
+
+def stratified_timesteps(T: int, n: int, generator: torch.Generator) -> Tensor:
+    """n timesteps that cover 1..T evenly: a random start, then equal strides around the circle.
+
+    Each is uniform on 1..T, but no batch consists of easy timesteps only, so the gradient is less noisy
+    (Kingma et al. 2021, appendix I.1).
+
+    Returns:
+        int64 [n].
+    """
+    offset = torch.rand((), generator=generator, dtype=torch.float64)
+    return 1 + ((offset + torch.arange(n) / n) % 1 * T).long()
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
@@ -193,7 +210,7 @@ class Trainer:
         chosen = self._epoch[1][position * config.batch_size : (position + 1) * config.batch_size]
         generator = _generator(config.seed, 1, step)
         x_0 = to_model_range(self.images[chosen])
-        t = torch.randint(1, self.schedule.T + 1, (len(x_0),), generator=generator)
+        t = stratified_timesteps(self.schedule.T, len(x_0), generator)
         noise = torch.randn(x_0.shape, generator=generator)
         labels = None
         if self.labels is not None:

@@ -19,7 +19,15 @@ from torch.optim.swa_utils import AveragedModel
 import ddimlib
 from ddimlib.pretrained import build_model, save_model
 from ddimlib.storage import read_tensors
-from ddimlib.training import RECIPES, Trainer, TrainingConfig, learning_rate_factor, loss_weight, noise_loss
+from ddimlib.training import (
+    RECIPES,
+    Trainer,
+    TrainingConfig,
+    learning_rate_factor,
+    loss_weight,
+    noise_loss,
+    stratified_timesteps,
+)
 
 SCHEDULE = short_schedule()
 NETWORK = {
@@ -92,6 +100,25 @@ def test_the_velocity_weight_makes_the_noise_loss_the_velocitys_own():
     assert loss_weight(SCHEDULE, t, "noise").tolist() == [1] * 40
 
 
+def test_the_balanced_weight_peaks_where_signal_and_noise_are_equal():
+    t = torch.arange(1, SCHEDULE.T + 1)
+    share = loss_weight(SCHEDULE, t, "balanced") / loss_weight(SCHEDULE, t, "velocity")
+    ab = SCHEDULE.alpha_bar[t]
+    assert share.max() <= 1 + 1e-6
+    assert (share.argmax() - (ab - 0.5).abs().argmin()).abs() <= 1
+    torch.testing.assert_close(share.double() ** 2, 1 - (2 * ab - 1) ** 2, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("n", [1, 7, 128])
+def test_timesteps_of_a_batch_cover_the_range_evenly(n):
+    draws = [stratified_timesteps(1000, n, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    assert all(d.min() >= 1 and d.max() <= 1000 for d in draws)
+    # every stretch of 1000/n timesteps is hit once, but for rounding
+    assert all((torch.histc(d.float(), 10, 1, 1000) - n / 10).abs().max() <= 1.1 for d in draws)
+    mean = torch.stack(draws).double().mean(0)  # of a uniform draw: 500.5, with deviation 288.7/√200
+    assert ((mean - 500.5).abs() < 5 * 288.7 / 200**0.5).all()
+
+
 def test_an_unknown_loss_is_refused():
     with pytest.raises(ValueError, match="'image'"):
         loss_weight(SCHEDULE, torch.tensor([1]), "image")
@@ -103,7 +130,7 @@ def test_the_learning_rate_warms_up_and_falls_as_half_a_cosine():
     assert [learning_rate_factor(k, config) for k in (10, 60, 110)] == pytest.approx([1.0, 0.5, 0.0], abs=1e-12)
 
 
-@pytest.mark.parametrize("loss", ["noise", "velocity"])
+@pytest.mark.parametrize("loss", ["noise", "velocity", "balanced"])
 def test_training_lowers_the_loss(loss):
     trainer = make(replace(CONFIG, steps=40, loss=loss, label_dropout=0.0, flip=False))
     losses = [trainer.train_step().item() for _ in range(40)]
