@@ -36,7 +36,7 @@ lab: $(STAMP)  ## Open the chapters in JupyterLab
 serve: $(SITE)  ## Serve the built site on localhost (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
-run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/04-few-steps.ipynb; default: all chapters)
+run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/04-few-steps.ipynb; default: all)
 	TQDM_DISABLE=1 $(BIN)/python tools/run_notebooks.py $(NB)
 
 # To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test]", then this, then `make test`.

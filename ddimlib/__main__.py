@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from torchvision.transforms.functional import to_pil_image
+from PIL import Image
 
 from ddimlib.data import CLASS_NAMES, DATA_LICENCES, load_dataset
 from ddimlib.denoisers import VelocityDenoiser
@@ -92,7 +92,8 @@ def sample_command(args: argparse.Namespace) -> None:
     )
     buffer = io.BytesIO()
     grid = image_grid(images, args.columns)
-    to_pil_image(grid.repeat_interleave(args.scale, 1).repeat_interleave(args.scale, 2)).save(buffer, format="PNG")
+    enlarged = grid.repeat_interleave(args.scale, 1).repeat_interleave(args.scale, 2)
+    Image.fromarray(enlarged.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
     write_atomically(args.out, buffer.getvalue())
     print(f"wrote {args.out}: {args.n} images, {args.steps} steps, eta {args.eta}, seed {args.seed}")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
-DATASETS = {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}
+DATASETS = {"mnist": "MNIST", "fashion": "FashionMNIST", "cifar10": "CIFAR10"}
+"""Name here: name of the class in torchvision.datasets. It is imported where it is needed: that takes seconds."""
 
 DATA_LICENCES = {"mnist": "CC BY-SA 3.0", "fashion": "MIT", "cifar10": "no licence stated; cite Krizhevsky 2009"}
 
@@ -47,12 +47,14 @@ def load_dataset(name: str, root: str | Path = "data", train: bool = True) -> tu
     """
     if name not in DATASETS:
         return _load_folder(Path(name) / ("train" if train else "test"))
+    from torchvision import datasets
+
     try:
-        dataset = DATASETS[name](root, train=train, download=True)
+        dataset = getattr(datasets, DATASETS[name])(root, train=train, download=True)
     except Exception as error:
         raise RuntimeError(
             f"{name} is not under {Path(root).resolve()} and could not be downloaded ({error}); connect to the "
-            f"network once, or copy torchvision's files of {DATASETS[name].__name__} there"
+            f"network once, or copy torchvision's files of {DATASETS[name]} there"
         ) from error
     images = torch.as_tensor(dataset.data)
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
@@ -64,7 +66,9 @@ def _load_folder(folder: Path) -> tuple[Tensor, Tensor]:
         raise ValueError(
             f"no data set {str(folder.parent)!r}: use one of {', '.join(DATASETS)}, or a folder with train/ and test/"
         )
-    dataset = datasets.ImageFolder(str(folder))
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(str(folder))
     images = np.stack([np.asarray(image) for image, _ in dataset])
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
 from tqdm import tqdm
 
 from ddimlib.data import PRETRAINED, load_dataset, to_model_range
@@ -67,6 +66,8 @@ class Judge:
     def __init__(
         self, classifier: Classifier, reference: dict[str, Tensor] | None = None, facts: dict | None = None
     ) -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance  # here, since importing it takes seconds
+
         self.classifier = classifier.eval()
         self.facts = facts or {}
         self.metric = FrechetInceptionDistance(FeatureExtractor(classifier), reset_real_features=False)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from ddimlib.data import to_bytes
 
@@ -58,7 +58,13 @@ def image_grid(images: Tensor, columns: int) -> Tensor:
     """
     if images.ndim != 4 or columns < 1:
         raise ValueError(f"images must be [N, C, H, W] and columns at least 1, got {tuple(images.shape)} and {columns}")
-    return make_grid(to_bytes(images.detach().cpu()), nrow=columns, padding=2, pad_value=128)
+    n, _, height, width = images.shape
+    columns = min(columns, n)
+    rows = -(-n // columns)
+    # each image brings its left and upper border; the others close the picture
+    cells = F.pad(to_bytes(images.detach().cpu()).expand(n, 3, height, width), (2, 0, 2, 0), value=128)
+    cells = F.pad(cells, (0, 0, 0, 0, 0, 0, 0, rows * columns - n), value=128).unflatten(0, (rows, columns))
+    return F.pad(cells.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), (0, 2, 0, 2), value=128)
 
 
 def show_images(images: Tensor, columns: int = 10, title: str | None = None, width: float = 7.0) -> Figure:

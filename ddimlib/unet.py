@@ -151,7 +151,7 @@ class UNet(nn.Module):
                 f"this network takes [B, {self.image_shape[0]}, H, W] with H and W multiples of {self.scale}, "
                 f"got {tuple(x.shape)}"
             )
-        embedding = self.time_mlp(time_features(t, 64))
+        embedding = self.time_mlp(time_features(t, 64).to(x.dtype))
         if self.label_embedding is not None:
             if labels is None:
                 labels = torch.full_like(t, self.label_embedding.num_embeddings - 1)

@@ -47,7 +47,7 @@ def fake(data, targets):
 
 def test_grey_images_get_a_channel(monkeypatch):
     pixels = torch.arange(2 * 28 * 28).reshape(2, 28, 28).to(torch.uint8)
-    monkeypatch.setitem(DATASETS, "mnist", fake(pixels, torch.tensor([3, 1])))
+    monkeypatch.setattr("torchvision.datasets.MNIST", fake(pixels, torch.tensor([3, 1])))
     images, labels = load_dataset("mnist")
     assert torch.equal(images, pixels[:, None])
     assert labels.tolist() == [3, 1]
@@ -56,7 +56,7 @@ def test_grey_images_get_a_channel(monkeypatch):
 
 def test_colours_move_to_the_front(monkeypatch):
     pixels = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
-    monkeypatch.setitem(DATASETS, "cifar10", fake(pixels, [3, 1]))
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fake(pixels, [3, 1]))
     images, labels = load_dataset("cifar10")
     assert images.shape == (2, 3, 4, 5)
     assert images[1, 2, 3, 4] == pixels[1, 3, 4, 2]
@@ -68,7 +68,7 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
         def __init__(self, *args, **kwargs):
             raise OSError("no route to host")
 
-    monkeypatch.setitem(DATASETS, "mnist", MNIST)
+    monkeypatch.setattr("torchvision.datasets.MNIST", MNIST)
     with pytest.raises(RuntimeError, match=r"no route to host\); connect .* copy torchvision's files of MNIST"):
         load_dataset("mnist", tmp_path)
 

@@ -1,6 +1,8 @@
 """pyproject.toml holds the one list of dependencies, constraints.txt its pins, environment.yml points at both."""
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -54,3 +56,9 @@ def test_make_commands_in_the_documents_exist(document):
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / document).read_text(), flags=re.MULTILINE))
     assert named, f"{document} should name the commands"
     assert named <= targets
+
+
+def test_importing_the_library_does_not_import_torchvision():
+    """It takes as long as torch itself, and a notebook that draws samples does not need it."""
+    code = "import sys, ddimlib, ddimlib.evaluation, ddimlib.plotting; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -5,7 +5,9 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from torchvision.utils import make_grid
 
+from ddimlib.data import to_bytes
 from ddimlib.plotting import COLORS, image_grid, show_images, show_rows, use_book_style
 
 
@@ -67,3 +69,10 @@ def test_the_style_tells_lines_apart_by_colour_and_by_dash():
     assert plt.rcParams["figure.facecolor"] == "white"
     assert len({entry["color"] for entry in cycle}) == len({str(entry["linestyle"]) for entry in cycle}) == len(cycle)
     assert {entry["color"] for entry in cycle} <= set(COLORS.values())
+
+
+@pytest.mark.parametrize(("n", "columns"), [(2, 1), (5, 3), (6, 3), (3, 8)])
+def test_a_grid_is_torchvisions(n, columns):
+    images = torch.rand(n, 1, 5, 4) * 2 - 1
+    expected = make_grid(to_bytes(images), nrow=columns, padding=2, pad_value=128)
+    assert torch.equal(image_grid(images, columns), expected)

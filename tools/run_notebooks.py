@@ -1,6 +1,6 @@
 """Run notebooks top to bottom and store their outputs, with nothing in the file that changes from run to run.
 
-python tools/run_notebooks.py book/04-few-steps.ipynb ...     (default: every chapter)
+python tools/run_notebooks.py book/04-few-steps.ipynb ...     (default: every notebook of the book)
 """
 
 import sys
@@ -38,5 +38,6 @@ def run(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:] or sorted(str(p) for p in (ROOT / "book").glob("[0-9][0-9]-*.ipynb"))):
+    every = (p for p in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    for path in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(every):
         run(path)
