@@ -10,8 +10,21 @@ SOURCES := _config.yml _toc.yml $(wildcard book/*.* book/*/*.* ddimlib/*.py)
 PORT ?= 8000
 NB ?=
 
+# How the shipped networks and tables are made (`make weights`).
+NETWORKS ?= mnist fashion
+DATA ?= data
+RUNS ?= runs
+SHIPPED ?= ddimlib
+TRAIN ?=
+EPOCHS ?= 12
+N ?= 5000
+QUALITY ?= 10 50
+STEPS ?= 10 20 50 100 250 1000
+ETA_STEPS ?= 10 20 50 100 1000
+
 .DELETE_ON_ERROR:
-.PHONY: book test check lab serve run pins clean help
+.SECONDARY:
+.PHONY: book test check lab serve run weights pins clean help
 
 # From scratch: Sphinx keeps links to what is gone.
 book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build/html
@@ -39,6 +52,39 @@ serve: $(SITE)  ## Serve the built site on localhost (PORT=8000)
 run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/04-few-steps.ipynb; default: all)
 	TQDM_DISABLE=1 $(BIN)/python tools/run_notebooks.py $(NB)
 
+# A part that is finished is not made again, one that was interrupted is continued; remove runs/NAME to start anew.
+# Next: `make run`, look at the chapters, `make test`.
+weights: $(NETWORKS:%=weights-%)  ## Train the shipped networks and measure their tables anew (minutes on a GPU, hours without)
+
+weights-%: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors \
+    $(RUNS)/%/quality.json $(RUNS)/%/steps.json $(RUNS)/%/eta.json
+	mkdir -p $(SHIPPED)/pretrained $(SHIPPED)/results
+	cp $(RUNS)/$*/model.safetensors $(SHIPPED)/pretrained/$*.safetensors
+	cp $(RUNS)/$*/model.json $(SHIPPED)/pretrained/$*.json
+	cp $(RUNS)/$*/classifier.safetensors $(SHIPPED)/pretrained/$*-classifier.safetensors
+	for table in quality steps eta; do cp $(RUNS)/$*/$$table.json $(SHIPPED)/results/$*-$$table.json; done
+
+$(RUNS)/%/model.safetensors: $(STAMP)
+	$(BIN)/python -m ddimlib train $* --root $(DATA) --out $(RUNS)/$* $(TRAIN)
+
+$(RUNS)/%/classifier.safetensors: $(STAMP)
+	$(BIN)/python -m ddimlib judge $* --root $(DATA) --out $@ --epochs $(EPOCHS)
+
+EVALUATE = $(BIN)/python -m ddimlib evaluate --model $(@D)/model.safetensors --judge $(@D)/classifier.safetensors \
+    --n $(N) --batch-size 250 --out $(@:.json=.part.json)
+
+$(RUNS)/%/quality.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
+	$(EVALUATE) --steps $(QUALITY) --card $(@D)/model.json
+	mv $(@:.json=.part.json) $@
+
+$(RUNS)/%/steps.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
+	$(EVALUATE) --steps $(STEPS)
+	mv $(@:.json=.part.json) $@
+
+$(RUNS)/%/eta.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
+	$(EVALUATE) --steps $(ETA_STEPS) --eta 0 0.2 0.5 1 hat
+	mv $(@:.json=.part.json) $@
+
 # To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test]", then this, then `make test`.
 pins:  ## Write the versions installed in .venv to constraints.txt
 	( echo "# The exact versions that the tests passed with; written by 'make pins'."; \
@@ -50,7 +96,7 @@ clean:  ## Remove what was built (not .venv)
 	rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
 
 $(SITE): $(STAMP) $(SOURCES)
 	$(MAKE) book

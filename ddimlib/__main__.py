@@ -214,7 +214,7 @@ def parser() -> argparse.ArgumentParser:
         "Writes a JSON table after every row; the same command again continues it.",
     )  # fmt: skip
     sampling_options(p)
-    p.add_argument("--judge", choices=list(CLASS_NAMES), help="whose classifier judges (default: the model's name)")
+    p.add_argument("--judge", help="a shipped classifier's name, or the path of your own (default: the model's name)")
     p.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50], help="one or more numbers of steps")
     p.add_argument("--eta", type=_eta, nargs="+", default=[0.0], help="one or more values in [0, 1], or hat")
     p.add_argument("--n", type=int, default=1000, help="images a row")

@@ -77,12 +77,18 @@ class Judge:
 
     @classmethod
     def load(cls, name: str) -> "Judge":
-        """The shipped judge of "mnist" or "fashion".
+        """The shipped judge of "mnist" or "fashion", or one of your own, by the path of its .safetensors file.
 
         Raises:
-            FileNotFoundError: when none of that name is shipped.
+            FileNotFoundError: when there is no such file.
+            ValueError: when the file is damaged, or does not hold a judge.
         """
-        tensors, facts = read_tensors(PRETRAINED / f"{name}-classifier.safetensors")
+        path = name if name.endswith(".safetensors") else PRETRAINED / f"{name}-classifier.safetensors"
+        tensors, facts = read_tensors(path)
+        if "floor" not in facts:
+            raise ValueError(
+                f"{path} was written by ddimlib but holds no judge; did you mean the file of a classifier?"
+            )
         classifier = Classifier(facts["channels"], facts["num_classes"])
         reference = {k: v for k, v in tensors.items() if k.startswith("real_")}
         classifier.load_state_dict({k: v for k, v in tensors.items() if k not in reference})

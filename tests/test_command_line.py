@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -232,3 +233,36 @@ def test_a_table_of_other_settings_is_not_overwritten(tiny_model, judge, tmp_pat
 
 def test_labels_come_equally_often():
     assert evaluation_labels(30, 10).bincount().tolist() == [3] * 10
+
+
+def test_weights_are_made_from_training_to_tables_by_one_command(mnist_root, tmp_path, monkeypatch):
+    shipped, runs = tmp_path / "shipped", tmp_path / "runs"
+    sizes = ["EPOCHS=1", "N=4", "QUALITY=2", "STEPS=2 3", "ETA_STEPS=2", "TRAIN=--steps 2 --batch-size 8"]
+    places = [
+        f"DATA={mnist_root}",
+        f"RUNS={runs}",
+        f"SHIPPED={shipped}",
+        f"BIN={Path(sys.executable).parent}",
+        "STAMP=",
+    ]
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    command = ["make", "weights", "NETWORKS=mnist", *sizes, *places]
+    subprocess.run(command, check=True, capture_output=True)
+    model, _ = load_model(shipped / "pretrained" / "mnist.safetensors")
+    card = json.loads((shipped / "pretrained" / "mnist.json").read_text())
+    assert card["steps"] == 2
+    for kind, rows in {"quality": 1, "steps": 2, "eta": 5}.items():
+        table = json.loads((shipped / "results" / f"mnist-{kind}.json").read_text())
+        assert table["settings"]["weights"] == card["quality"]["settings"]["weights"] == weights_digest(model)
+        assert table["judge"] == Judge.load(str(shipped / "pretrained" / "mnist-classifier.safetensors")).facts
+        assert len(table["rows"]) == rows
+    # a second time, nothing is made again; a table that was cut off is finished
+    (runs / "mnist" / "steps.json").rename(runs / "mnist" / "steps.part.json")
+    again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "ddimlib train" not in again
+    assert again.count("ddimlib evaluate") == 1
+
+
+def test_a_model_is_no_judge(tiny_model):
+    with pytest.raises(ValueError, match="holds no judge"):
+        Judge.load(str(tiny_model))
