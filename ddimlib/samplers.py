@@ -70,8 +70,7 @@ def ddim_step(
         x_prev, shape and dtype of x_t.
     """
     sigma = ddim_sigma(schedule, t, prev, eta)
-    if clip is not None:
-        eps = schedule.predict_eps(x_t, t, schedule.predict_x0(x_t, t, eps).clamp(-clip, clip))
+    eps = _clipped(schedule, x_t, eps, t, clip)
     ab, ab_prev = float(schedule.alpha_bar[t]), float(schedule.alpha_bar[prev])
     # σ̂ only scales the noise: the direction keeps the σ of η = 1, as in the paper
     sigma_direction = ddim_sigma(schedule, t, prev, 1.0) if eta == "hat" else sigma
@@ -105,10 +104,8 @@ def ddpm_step(
     Raises:
         ValueError: when `variance` is neither of the two.
     """
-    if variance not in ("posterior", "beta"):
-        raise ValueError(f"variance must be 'posterior' (β̃) or 'beta' (β), got {variance!r}")
-    if clip is not None:
-        eps = schedule.predict_eps(x_t, t, schedule.predict_x0(x_t, t, eps).clamp(-clip, clip))
+    _check_variance(variance)
+    eps = _clipped(schedule, x_t, eps, t, clip)
     ab, beta = float(schedule.alpha_bar[t]), float(schedule.beta[t])
     sigma_squared = float(schedule.posterior_variance(t)) if variance == "posterior" else beta
     sigma = math.sqrt(sigma_squared) if t > 1 else 0.0
@@ -176,8 +173,7 @@ def ddpm(
     Yields:
         T states, the last of which is x_0.
     """
-    if variance not in ("posterior", "beta"):
-        raise ValueError(f"variance must be 'posterior' (β̃) or 'beta' (β), got {variance!r}")
+    _check_variance(variance)
     draw = _noise_source(noise, x_T, schedule.T)
     _check_state(x_T, clip)
 
@@ -298,6 +294,18 @@ def _affine(x: Tensor, a: float, eps: Tensor, b: float, sigma: float, z: Tensor 
     if z is None:
         raise ValueError(f"this step adds noise (σ = {sigma:.3g}), so it needs z; pass noise of x_t's shape")
     return result.add_(z, alpha=sigma)
+
+
+def _clipped(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int, clip: float | None) -> Tensor:
+    """The noise that belongs to x̂_0 limited to [-clip, clip], so that the pair still explains x_t."""
+    if clip is None:
+        return eps
+    return schedule.predict_eps(x_t, t, schedule.predict_x0(x_t, t, eps).clamp(-clip, clip))
+
+
+def _check_variance(variance: str) -> None:
+    if variance not in ("posterior", "beta"):
+        raise ValueError(f"variance must be 'posterior' (β̃) or 'beta' (β), got {variance!r}")
 
 
 def _check_state(x_T: Tensor, clip: float | None) -> None:

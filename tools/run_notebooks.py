@@ -29,7 +29,7 @@ def normalise(notebook: nbformat.NotebookNode) -> None:
 def run(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     # Kernels start in the notebook's folder, as in JupyterLab and under the tests.
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False,
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True,
                             resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
     client.execute()
     normalise(notebook)
