@@ -11,6 +11,7 @@ from ddimlib.data import bundled_sample, load_dataset
 from ddimlib.denoisers import DiffusersDenoiser, GuidedDenoiser, LabelledDenoiser, VelocityDenoiser
 from ddimlib.inversion import invert
 from ddimlib.latents import SeededNoise, lerp, sample_seeds, slerp
+from ddimlib.multistep import ddim_ab2
 from ddimlib.oracle import GaussianMixture, gaussian
 from ddimlib.pretrained import load_model, load_pretrained, save_model
 from ddimlib.samplers import ddim, ddim_sigma, ddim_step, ddpm, ddpm_step, sample
@@ -29,6 +30,7 @@ __all__ = [
     "VelocityDenoiser",
     "bundled_sample",
     "ddim",
+    "ddim_ab2",
     "ddim_sigma",
     "ddim_step",
     "ddpm",
