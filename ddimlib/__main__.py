@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ddimlib.data import CLASS_NAMES, DATA_LICENCES, load_dataset
 from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
 from ddimlib.evaluation import evaluate
 from ddimlib.metrics import Judge, train_classifier
 from ddimlib.plotting import image_grid
@@ -28,6 +30,8 @@ def train_command(args: argparse.Namespace) -> None:
     """Train a data set's recipe to the end, from where the checkpoint left off."""
     recipe = RECIPES[args.data]
     out = Path(args.out or f"runs/{args.data}")
+    if world_size() > 1:
+        on_first(lambda: bool(load_dataset(args.data, args.root)))  # one process downloads, the others find it
     images, labels = load_dataset(args.data, args.root)
     schedule = NoiseSchedule.linear()
     torch.manual_seed(args.seed)
@@ -53,7 +57,11 @@ def train_command(args: argparse.Namespace) -> None:
         device=args.device,
         compile=args.compile,
     )
-    trainer.run(progress=not args.quiet)
+    if len(set(exchange(trainer.step))) > 1:
+        raise ValueError(f"the processes found different checkpoints; {out} must be on a disk that all of them see")
+    trainer.run(progress=not args.quiet and rank() == 0)
+    if rank() > 0:
+        return
     save_model(out / "model.safetensors", trainer.averaged_model, schedule, recipe.network)
     card = {
         "data": args.data,
@@ -73,7 +81,11 @@ def train_command(args: argparse.Namespace) -> None:
 
 
 def sample_command(args: argparse.Namespace) -> None:
-    """Draw images and write them as one picture."""
+    """Draw images and write them as one picture, or as a folder of shards."""
+    if Path(args.out).suffix.lower() != ".png":
+        return _sample_shards(args)
+    if world_size() > 1:
+        raise ValueError(f"{args.out} is one picture, drawn by one process; under torchrun give --out a folder")
     model, schedule = _load(args.model, args.device)
     labels = None if args.labels is None else torch.tensor([args.labels[i % len(args.labels)] for i in range(args.n)])
     images = sample(
@@ -96,6 +108,14 @@ def sample_command(args: argparse.Namespace) -> None:
     Image.fromarray(enlarged.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
     write_atomically(args.out, buffer.getvalue())
     print(f"wrote {args.out}: {args.n} images, {args.steps} steps, eta {args.eta}, seed {args.seed}")
+
+
+def _sample_shards(args: argparse.Namespace) -> None:
+    config = SamplingConfig(**{field.name: getattr(args, field.name) for field in fields(SamplingConfig)})
+    model, schedule = _load(args.model, args.device)
+    manifest = sample_shards(model, schedule, config, args.out, provenance(args.device), progress=not args.quiet)
+    if rank() == 0:
+        print(f"wrote {args.out}: {args.n} images in {len(manifest['shards'])} shards, and manifest.json about them")
 
 
 def evaluate_command(args: argparse.Namespace) -> None:
@@ -198,16 +218,25 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--device", default=default_device, help="cpu or cuda")
     p.add_argument("--compile", action="store_true", help="run the network through torch.compile")
 
-    p = command("sample", sample_command, "draw images and write them as one picture", "")
+    p = command(
+        "sample", sample_command, "draw images and write them as one picture, or as a folder of shards",
+        "With --out NAME.png they become one picture. Any other name is a folder, for shards of uint8 images (safetensors) and "
+        "a manifest.json. The same command again continues a run that was stopped, and torchrun shares it out: "
+        "torchrun --nproc-per-node 8 -m ddimlib sample -n 50000 --out samples",
+    )  # fmt: skip
     sampling_options(p)
     p.add_argument("--steps", type=int, default=50, help="network evaluations an image, 1 to 1000")
     p.add_argument("--eta", type=_eta, default=0.0, help="0 is DDIM, 1 is DDPM, hat is the larger variance")
-    p.add_argument("--n", type=int, default=64, help="number of images")
+    # Before Python 3.12.8 and 3.13.1, torchrun takes --n for an unclear --nnodes and stops (pytorch issue 120601); -n gets past
+    p.add_argument("-n", "--n", type=int, default=64, help="number of images")
     p.add_argument("--labels", type=int, nargs="+", help="classes to draw, in turn; without it, the network chooses")
     p.add_argument("--clip", type=float, help="limit the predicted image to [-CLIP, CLIP] at every step")
-    p.add_argument("--columns", type=int, default=8, help="images in a row")
-    p.add_argument("--scale", type=int, default=3, help="screen pixels for each image pixel, in each direction")
-    p.add_argument("--out", default="grid.png", help="the picture")
+    p.add_argument("--columns", type=int, default=8, help="images in a row of the picture")
+    p.add_argument("--scale", type=int, default=3, help="the picture's pixels for each image pixel, in each direction")
+    p.add_argument(
+        "--shard-batches", type=int, default=8, help="batches in a shard; processes take a shard each in turn"
+    )
+    p.add_argument("--out", default="grid.png", help="the picture NAME.png, or a folder for shards")
 
     p = command(
         "evaluate", evaluate_command, "measure quality against steps and eta",
@@ -236,12 +265,17 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 2 after an error, 130 after an interruption."""
     args = parser().parse_args(argv)
     try:
-        args.run(args)
+        with process_group(getattr(args, "device", "cpu")) as args.device:
+            if world_size() > 1 and args.run not in (train_command, sample_command):
+                raise ValueError(
+                    "only train and sample can be shared by processes; start this command without torchrun"
+                )
+            args.run(args)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command again continues where this one stopped", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {f'rank {rank()}: ' if world_size() > 1 else ''}{error}", file=sys.stderr)
         return 2
     return 0
 

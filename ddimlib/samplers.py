@@ -200,6 +200,7 @@ def sample(
     clip: float | None = None,
     batch_size: int = 256,
     progress: bool = False,
+    first: int = 0,
 ) -> Tensor:
     """Draw images: the friendly front door to :func:`ddim`.
 
@@ -216,6 +217,7 @@ def sample(
         clip: limit x̂_0 to [-clip, clip] at each step.
         batch_size: images at a time.
         progress: show a progress bar.
+        first: number of the first image, for a part of a larger run: images first, …, first + N - 1 of that seed are drawn.
 
     Returns:
         float32 [N, C, H, W] on the model's device, in [-1, 1] (what lies outside is clipped).
@@ -239,7 +241,7 @@ def sample(
     with tqdm(total=len(batches) * steps, disable=not progress, desc="sampling") as bar:
         for start in batches:
             n = min(batch_size, shape[0] - start)
-            source = SeededNoise(sample_seeds(seed, n, start))
+            source = SeededNoise(sample_seeds(seed, n, first + start))
             denoiser: Denoiser = model
             if labels is not None:
                 chosen = labels[start : start + n]

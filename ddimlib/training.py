@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
@@ -153,6 +155,10 @@ class Trainer:
     state is therefore the weights, their average, the optimiser's moments and k: on a CPU, a resumed run ends with the
     same weights, to the bit, as one that was never stopped.
 
+    Where processes have been joined by `torch.distributed`, each takes its share of every batch and the gradients are
+    averaged: the loss and the weights are those of one process, up to rounding (and up to dropout in the network, which
+    each process draws for its share). All hold the same state; rank 0 alone writes the checkpoint, and all must see it.
+
     Args:
         model: the denoiser to be trained, called as model(x, t, labels).
         schedule: the noise schedule.
@@ -164,7 +170,8 @@ class Trainer:
         compile: run the network through `torch.compile`.
 
     Raises:
-        ValueError: when the checkpoint is damaged, or belongs to a run with another configuration.
+        ValueError: when the checkpoint is damaged, or belongs to a run with another configuration, or when the batch cannot
+            be shared out evenly.
     """
 
     def __init__(
@@ -182,6 +189,12 @@ class Trainer:
             raise ValueError(f"{len(images)} images do not fill one batch of {config.batch_size}; use a smaller batch")
         if labels is not None and len(labels) != len(images):
             raise ValueError(f"{len(images)} images need as many labels, got {len(labels)}")
+        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if config.batch_size % self.world_size:
+            raise ValueError(
+                f"a batch of {config.batch_size} cannot be shared evenly by {self.world_size} processes; "
+                f"use a batch size that is a multiple of {self.world_size}"
+            )
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema), use_buffers=False)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, fused=True)
@@ -192,6 +205,8 @@ class Trainer:
         self.loss = math.nan
         self._updating = False
         self._forward = torch.compile(self.model) if compile else self.model
+        if self.world_size > 1:  # each backward pass then averages the gradients over the processes
+            self._forward = DistributedDataParallel(self._forward)
         self._epoch = (-1, torch.empty(0, dtype=torch.int64))
         self.load()
 
@@ -222,13 +237,15 @@ class Trainer:
         return x_0, labels, t, noise
 
     def train_step(self) -> Tensor:
-        """One optimiser step; returns its loss."""
+        """One optimiser step; returns its loss, over the whole batch."""
         config = self.config
         x_0, labels, t, noise = self.batch(self.step)
+        share = slice(self.rank, None, self.world_size)
+        x_0, labels, t, noise = x_0[share], None if labels is None else labels[share], t[share], noise[share]
         weight = loss_weight(self.schedule, t, config.loss).to(self.device)
         x_t = self.schedule.add_noise(x_0, t, noise).to(self.device, memory_format=torch.channels_last)
         t, noise = t.to(self.device), noise.to(self.device)
-        torch.manual_seed(mixed_seed(config.seed, 2, self.step))  # dropout's draws
+        torch.manual_seed(mixed_seed(config.seed, 2, self.step, self.rank))  # dropout's draws
         eps = self._forward(x_t, t, None if labels is None else labels.to(self.device))
         loss = noise_loss(eps, noise, weight)
         for group in self.optimizer.param_groups:
@@ -241,7 +258,11 @@ class Trainer:
         self.average.update_parameters(self.model)
         self.step += 1
         self._updating = False
-        return loss.detach()
+        loss = loss.detach()
+        if self.world_size > 1:
+            dist.all_reduce(loss)
+            loss /= self.world_size
+        return loss
 
     def run(self, progress: bool = True, save_every: float = 60.0) -> None:
         """Train to the end, saving a checkpoint every `save_every` seconds, at the end, and on an interruption.
@@ -251,7 +272,11 @@ class Trainer:
         """
         self.model.train()
         saved = time.monotonic()
-        with torch.random.fork_rng(), tqdm(total=self.config.steps, initial=self.step, disable=not progress) as bar:
+        devices = [self.device] if self.device.type == "cuda" else []  # by default, every GPU of the machine
+        with (
+            torch.random.fork_rng(devices),
+            tqdm(total=self.config.steps, initial=self.step, disable=not progress) as bar,
+        ):
             try:
                 while self.step < self.config.steps:
                     loss = self.train_step()
@@ -276,12 +301,12 @@ class Trainer:
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
 
     def save(self) -> None:
-        """Write the checkpoint, atomically. Without one, do nothing.
+        """Write the checkpoint, atomically. Without one, and on other ranks than 0, do nothing.
 
         Raises:
             FloatingPointError: when a weight is not finite; the file is left as it was.
         """
-        if self.checkpoint is None:
+        if self.checkpoint is None or self.rank > 0:
             return
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise FloatingPointError(f"the weights hold NaN or infinity at step {self.step}; lower the learning rate")
