@@ -209,7 +209,7 @@ def sample_shards(
         schedule: its noise schedule.
         config: what to draw.
         out: a folder, on a disk that all processes see.
-        facts: where the images come from, as from :func:`ddimlib.provenance.provenance`.
+        facts: where the images come from, as from `ddimlib.provenance`.
         progress: show a progress bar (on rank 0).
 
     Returns:
