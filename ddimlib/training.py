@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ddimlib.data import to_model_range
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.latents import mixed_seed
+from ddimlib.muon import Muon, hidden_weights
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import read_tensors, write_tensors
 
@@ -30,7 +31,7 @@ class TrainingConfig:
     Attributes:
         steps: optimiser steps in all.
         batch_size: images a step.
-        learning_rate: AdamW's peak rate, reached after `warmup` steps, then a half cosine down to 0.
+        learning_rate: the peak rate, reached after `warmup` steps, then a half cosine down to 0.
         warmup: steps of linear warm-up.
         ema: decay of the moving average of the weights, in [0, 1); the effective decay rises to it, (1 + n)/(10 + n).
         label_dropout: probability with which a label is replaced by "none", so that one network serves both ways.
@@ -197,7 +198,13 @@ class Trainer:
             )
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.average = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema), use_buffers=False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.learning_rate, fused=True)
+        hidden = hidden_weights(self.model)
+        chosen = {id(weight) for weight in hidden}
+        others = [parameter for parameter in self.model.parameters() if id(parameter) not in chosen]
+        self.optimizers: list[torch.optim.Optimizer] = [
+            Muon(hidden, lr=config.learning_rate),
+            torch.optim.AdamW(others, lr=config.learning_rate, fused=True),
+        ]
         self.schedule, self.images, self.labels = schedule, images, labels
         self.config, self.device = config, torch.device(device)
         self.checkpoint = None if checkpoint is None else Path(checkpoint)
@@ -248,13 +255,14 @@ class Trainer:
         torch.manual_seed(mixed_seed(config.seed, 2, self.step, self.rank))  # dropout's draws
         eps = self._forward(x_t, t, None if labels is None else labels.to(self.device))
         loss = noise_loss(eps, noise, weight)
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(self.step, config)
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            optimizer.param_groups[0]["lr"] = config.learning_rate * learning_rate_factor(self.step, config)
+            optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_norm)
         self._updating = True
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.average.update_parameters(self.model)
         self.step += 1
         self._updating = False
@@ -311,8 +319,9 @@ class Trainer:
         if not all(parameter.isfinite().all() for parameter in self.model.parameters()):
             raise FloatingPointError(f"the weights hold NaN or infinity at step {self.step}; lower the learning rate")
         moments = {
-            f"optimizer.{i}.{name}": value
-            for i, state in self.optimizer.state_dict()["state"].items()
+            f"optimizer{k}.{i}.{name}": value
+            for k, optimizer in enumerate(self.optimizers)
+            for i, state in optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
@@ -342,16 +351,17 @@ class Trainer:
                 f"{self.checkpoint} belongs to a run with another network ({error}); choose another output folder"
             ) from error
         self.average.load_state_dict(part("average."))
-        parameters = list(self.model.parameters())
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in part("optimizer.").items():
-            index, key = name.split(".")
-            weight = parameters[int(index)].detach()
-            if value.shape == weight.shape:
-                # a moment: the fused optimiser walks memory, not strides, so lay it out as its weight is
-                value = torch.empty_like(weight).copy_(value)
-            state.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for k, optimizer in enumerate(self.optimizers):
+            parameters = optimizer.param_groups[0]["params"]
+            state: dict[int, dict[str, Any]] = {}
+            for name, value in part(f"optimizer{k}.").items():
+                index, key = name.split(".")
+                weight = parameters[int(index)].detach()
+                if value.shape == weight.shape:
+                    # a moment: the fused optimiser walks memory, not strides, so lay it out as its weight is
+                    value = torch.empty_like(weight).copy_(value)
+                state.setdefault(int(index), {})[key] = value
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         self.step, self.loss = facts["step"], facts["loss"]
 
 
