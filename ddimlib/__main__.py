@@ -205,7 +205,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=recipes, help="optimiser steps in all (default: the recipe's)")
     p.add_argument("--start-from", metavar="MODEL", help="begin with the weights of this model instead of random ones")
     p.add_argument("--batch-size", type=int, default=recipes, help="images a step (default: the recipe's)")
-    p.add_argument("--learning-rate", type=float, default=recipes, help="AdamW's peak rate (default: the recipe's)")
+    p.add_argument("--learning-rate", type=float, default=recipes, help="peak rate (default: the recipe's)")
     p.add_argument(
         "--ema", type=float, default=recipes, help="decay of the average of the weights (default: the recipe's)"
     )
