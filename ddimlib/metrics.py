@@ -1,6 +1,8 @@
 """How good are the samples: recognised as the class that was asked for, and distributed like real images."""
 
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,9 @@ from tqdm import tqdm
 
 from ddimlib.data import PRETRAINED, load_dataset, to_model_range
 from ddimlib.storage import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
 
 class Classifier(nn.Sequential):
@@ -66,14 +71,20 @@ class Judge:
     def __init__(
         self, classifier: Classifier, reference: dict[str, Tensor] | None = None, facts: dict | None = None
     ) -> None:
-        from torchmetrics.image.fid import FrechetInceptionDistance  # here, since importing it takes seconds
-
         self.classifier = classifier.eval()
         self.facts = facts or {}
-        self.metric = FrechetInceptionDistance(FeatureExtractor(classifier), reset_real_features=False)
-        self.metric.persistent(True)
-        if reference is not None:
-            self.metric.load_state_dict(reference, strict=False)
+        self._reference = reference
+
+    @cached_property
+    def metric(self) -> "FrechetInceptionDistance":
+        """The Fréchet distance to the reference: made when it is first asked for, since its import takes seconds."""
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        metric = FrechetInceptionDistance(FeatureExtractor(self.classifier), reset_real_features=False)
+        metric.persistent(True)
+        if self._reference is not None:
+            metric.load_state_dict(self._reference, strict=False)
+        return metric
 
     @classmethod
     def load(cls, name: str) -> "Judge":
