@@ -276,6 +276,33 @@ def test_iterations_shrink_the_error_and_report_a_residual(tiny_model, tmp_path)
     assert implicit["residual"] > 0
 
 
+class ScaledByLabel(torch.nn.Module):
+    """ε = label / 10 · sin(x): no noise at all for label 0."""
+
+    num_classes = 10
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x, t, labels):
+        return self.scale * labels[:, None, None, None] * x.sin()
+
+
+def test_each_image_is_encoded_with_its_own_label(tmp_path):
+    """With label 0 there is nothing to get wrong, with label 9 there is; the batches are of 2 and of 1."""
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    error = {}
+    for name, labels in {"easy": [0, 0, 0], "last one hard": [0, 0, 9], "hard": [9, 9, 9]}.items():
+        out, schedule = tmp_path / f"{name}.json", NoiseSchedule.linear()
+        table = reconstruct(
+            ScaledByLabel(), schedule, images, torch.tensor(labels), [5], [0], out, {}, batch_size=2, progress=False
+        )
+        error[name] = table["rows"][0]["mse"]
+    assert error["easy"] < 1e-10
+    assert 1e-4 < error["last one hard"] < error["hard"]
+
+
 def test_an_interrupted_reconstruction_is_continued_and_the_batch_does_not_matter(tiny_model, tmp_path):
     out = tmp_path / "table.json"
     whole = reconstruct_tiny(tiny_model, tmp_path / "whole.json", batch_size=4)
