@@ -1,4 +1,4 @@
-"""The command line: python -m ddimlib train | sample | evaluate | judge."""
+"""The command line: python -m ddimlib train | sample | evaluate | reconstruct | judge."""
 
 import argparse
 import io
@@ -11,10 +11,10 @@ from typing import get_args
 import torch
 from PIL import Image
 
-from ddimlib.data import CLASS_NAMES, DATA_LICENCES, load_dataset
+from ddimlib.data import CLASS_NAMES, DATA_LICENCES, bundled_sample, load_dataset
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
-from ddimlib.evaluation import evaluate
+from ddimlib.evaluation import evaluate, reconstruct
 from ddimlib.metrics import Judge, train_classifier
 from ddimlib.plotting import image_grid
 from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
@@ -140,6 +140,33 @@ def evaluate_command(args: argparse.Namespace) -> None:
     print(f"wrote {out}")
 
 
+def reconstruct_command(args: argparse.Namespace) -> None:
+    """Measure the round trip of real images: encode them, decode, compare."""
+    model, schedule = _load(args.model, args.device)
+    images, labels = bundled_sample(args.data or args.model)
+    if not 1 <= args.n <= len(images):
+        raise ValueError(f"--n must lie in 1..{len(images)}, the number of bundled images, got {args.n}")
+    out = Path(args.out)
+    table = reconstruct(
+        model,
+        schedule,
+        images[: args.n],
+        labels[: args.n],
+        args.steps,
+        args.iterations,
+        out,
+        provenance(args.device),
+        args.spacing,
+        args.batch_size,
+        progress=not args.quiet,
+    )
+    print(f"{'steps':>5} {'iterations':>10} {'error':>8} {'norm':>6} {'residual':>9}   (mean square, pixels in [0, 1])")
+    for row in table["rows"]:
+        residual = "" if row["residual"] is None else f"{row['residual']:.1e}"
+        print(f"{row['steps']:>5} {row['iterations']:>10} {row['mse']:>8.2g} {row['norm']:>6.1f} {residual:>9}")
+    print(f"wrote {out}")
+
+
 def judge_command(args: argparse.Namespace) -> None:
     """Train the classifier that judges samples of a data set."""
     judge = train_classifier(args.data, args.root, args.epochs, args.seed, progress=not args.quiet)
@@ -171,16 +198,19 @@ def parser() -> argparse.ArgumentParser:
     formatter = argparse.ArgumentDefaultsHelpFormatter
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def command(name: str, run: object, summary: str, details: str) -> argparse.ArgumentParser:
+    def command(name: str, run: object, summary: str, details: str, draws: bool = True) -> argparse.ArgumentParser:
         p = commands.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}", formatter_class=formatter
         )
         p.set_defaults(run=run)
-        p.add_argument("--seed", type=int, default=0, help="the same seed gives the same result on the same machine")
+        if draws:
+            p.add_argument(
+                "--seed", type=int, default=0, help="the same seed gives the same result on the same machine"
+            )
         p.add_argument("--quiet", action="store_true", help="no progress bar")
         return p
 
-    def sampling_options(p: argparse.ArgumentParser) -> None:
+    def model_options(p: argparse.ArgumentParser) -> None:
         p.add_argument("--model", default="mnist", help=f"{', '.join(available())}, or the path of a .safetensors file")
         p.add_argument(
             "--spacing",
@@ -188,9 +218,12 @@ def parser() -> argparse.ArgumentParser:
             choices=get_args(Spacing),
             help="which timesteps to visit",
         )
-        p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none")
         p.add_argument("--batch-size", type=int, default=64, help="images at a time")
         p.add_argument("--device", default=default_device, help="cpu or cuda")
+
+    def sampling_options(p: argparse.ArgumentParser) -> None:
+        model_options(p)
+        p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none")
 
     p = command(
         "train", train_command, "train a network on a data set",
@@ -245,6 +278,20 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--n", type=int, default=1000, help="images a row")
     p.add_argument("--out", default="table.json", help="the table")
     p.add_argument("--card", help="a model's card to store the table in, too")
+
+    p = command(
+        "reconstruct", reconstruct_command, "measure how well real images survive encoding and decoding",
+        "Writes a JSON table after every row; the same command again continues it.", draws=False,
+    )  # fmt: skip
+    model_options(p)
+    p.set_defaults(spacing="quadratic")
+    p.add_argument("--data", help="whose bundled test images to take, mnist or fashion (default: the model's name)")
+    p.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 100], help="one or more numbers of steps")
+    p.add_argument(
+        "--iterations", type=int, nargs="+", default=[0, 3], help="fixed-point iterations a step; 0: explicit"
+    )
+    p.add_argument("--n", type=int, default=200, help="images, at most 200")
+    p.add_argument("--out", default="reconstruction.json", help="the table")
 
     p = command(
         "judge", judge_command, "train the classifier that judges samples of a data set",

@@ -1,6 +1,8 @@
 """How good are the samples: recognised as the class that was asked for, and distributed like real images."""
 
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,9 @@ from tqdm import tqdm
 
 from ddimlib.data import PRETRAINED, load_dataset, to_model_range
 from ddimlib.storage import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from torchmetrics.image.fid import FrechetInceptionDistance
 
 
 class Classifier(nn.Sequential):
@@ -66,14 +71,20 @@ class Judge:
     def __init__(
         self, classifier: Classifier, reference: dict[str, Tensor] | None = None, facts: dict | None = None
     ) -> None:
-        from torchmetrics.image.fid import FrechetInceptionDistance  # here, since importing it takes seconds
-
         self.classifier = classifier.eval()
         self.facts = facts or {}
-        self.metric = FrechetInceptionDistance(FeatureExtractor(classifier), reset_real_features=False)
-        self.metric.persistent(True)
-        if reference is not None:
-            self.metric.load_state_dict(reference, strict=False)
+        self._reference = reference
+
+    @cached_property
+    def _metric(self) -> "FrechetInceptionDistance":
+        """The Fréchet distance to the reference: made when it is first asked for, since its import takes seconds."""
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        metric = FrechetInceptionDistance(FeatureExtractor(self.classifier), reset_real_features=False)
+        metric.persistent(True)
+        if self._reference is not None:
+            metric.load_state_dict(self._reference, strict=False)
+        return metric
 
     @classmethod
     def load(cls, name: str) -> "Judge":
@@ -102,11 +113,11 @@ class Judge:
     def observe_real(self, images: Tensor) -> None:
         """Add real images, [N, C, H, W] in [-1, 1], to the reference."""
         for part in images.split(500):
-            self.metric.update(part, real=True)
+            self._metric.update(part, real=True)
 
     def reference_state(self) -> dict[str, Tensor]:
         """Sums over the features of the real images: enough for the Fréchet distance, 33 KB instead of a data set."""
-        return {k: v for k, v in self.metric.state_dict().items() if k.startswith("real_")}
+        return {k: v for k, v in self._metric.state_dict().items() if k.startswith("real_")}
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -129,10 +140,10 @@ class Judge:
         """
         if len(images) < 2:
             raise ValueError(f"a Fréchet distance needs at least 2 images, got {len(images)}")
-        self.metric.reset()
+        self._metric.reset()
         for part in images.cpu().split(500):
-            self.metric.update(part, real=False)
-        return float(self.metric.compute())
+            self._metric.update(part, real=False)
+        return float(self._metric.compute())
 
 
 def train_classifier(
