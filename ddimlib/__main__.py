@@ -4,7 +4,7 @@ import argparse
 import io
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import get_args
 
@@ -38,15 +38,8 @@ def train_command(args: argparse.Namespace) -> None:
     model = build_model(recipe.network, schedule)
     if args.start_from:
         model.load_state_dict(_load(args.start_from, "cpu")[0].state_dict())
-    config = TrainingConfig(
-        steps=args.steps or recipe.steps,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        ema=args.ema,
-        loss=args.loss,
-        flip=recipe.flip,
-        seed=args.seed,
-    )
+    given = {f.name: getattr(args, f.name) for f in fields(TrainingConfig) if f.name in args}
+    config = replace(recipe.training, **given)
     trainer = Trainer(
         model,
         schedule,
@@ -208,13 +201,16 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
     p.add_argument("--out", help="folder of the checkpoint and the finished model (default: runs/DATA)")
-    p.add_argument("--steps", type=int, help="optimiser steps in all (default: the recipe's)")
+    recipes = argparse.SUPPRESS  # an option that is not given is absent, and the recipe's value stays
+    p.add_argument("--steps", type=int, default=recipes, help="optimiser steps in all (default: the recipe's)")
     p.add_argument("--start-from", metavar="MODEL", help="begin with the weights of this model instead of random ones")
-    p.add_argument("--batch-size", type=int, default=128, help="images a step")
-    p.add_argument("--learning-rate", type=float, default=2e-3, help="AdamW's peak rate")
-    p.add_argument("--ema", type=float, default=0.999, help="decay of the average of the weights that is kept")
+    p.add_argument("--batch-size", type=int, default=recipes, help="images a step (default: the recipe's)")
+    p.add_argument("--learning-rate", type=float, default=recipes, help="AdamW's peak rate (default: the recipe's)")
+    p.add_argument(
+        "--ema", type=float, default=recipes, help="decay of the average of the weights (default: the recipe's)"
+    )
     losses = ["balanced", "velocity", "noise"]
-    p.add_argument("--loss", choices=losses, default="balanced", help="how timesteps are weighted")
+    p.add_argument("--loss", choices=losses, default=recipes, help="how timesteps are weighted (default: the recipe's)")
     p.add_argument("--device", default=default_device, help="cpu or cuda")
     p.add_argument("--compile", action="store_true", help="run the network through torch.compile")
 

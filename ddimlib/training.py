@@ -54,11 +54,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the shipped network of a data set was made: the network's arguments, the steps, and whether to flip."""
+    """How the shipped network of a data set was made.
+
+    Attributes:
+        network: the arguments of :class:`ddimlib.unet.UNet`.
+        training: the configuration of the run; the command line's options replace parts of it.
+    """
 
     network: dict[str, Any]
-    steps: int
-    flip: bool = False
+    training: TrainingConfig
 
 
 _SMALL = {
@@ -70,8 +74,8 @@ _SMALL = {
 }
 
 RECIPES = {
-    "mnist": Recipe(_SMALL, steps=6000),
-    "fashion": Recipe(_SMALL, steps=3000, flip=True),
+    "mnist": Recipe(_SMALL, TrainingConfig(steps=6000)),
+    "fashion": Recipe(_SMALL, TrainingConfig(steps=3000, flip=True)),
 }
 
 

@@ -109,7 +109,7 @@ def test_help_shows_a_first_command_and_every_default():
 
 
 def test_training_runs_to_its_end_and_its_model_can_be_sampled(mnist_root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, steps=3))
+    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, training.TrainingConfig(steps=3)))
     out = tmp_path / "run"
     arguments = ["train", "mnist", "--root", str(mnist_root), "--out", str(out), "--batch-size", "8", "--quiet"]
     assert main(arguments) == 0
@@ -145,7 +145,7 @@ def test_training_runs_to_its_end_and_its_model_can_be_sampled(mnist_root, tmp_p
 
 
 def test_training_can_start_from_the_weights_of_a_model(mnist_root, tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, steps=1))
+    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, training.TrainingConfig(steps=1)))
     out = tmp_path / "run"
     arguments = ["train", "mnist", "--root", str(mnist_root), "--out", str(out), "--batch-size", "8", "--quiet"]
     assert main([*arguments, "--start-from", str(tiny_model), "--learning-rate", "0"]) == 0
@@ -154,7 +154,7 @@ def test_training_can_start_from_the_weights_of_a_model(mnist_root, tiny_model, 
 
 
 def test_interrupted_training_says_how_to_go_on(mnist_root, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, steps=5))
+    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, training.TrainingConfig(steps=5)))
     step = training.Trainer.train_step
 
     def interrupted(trainer):

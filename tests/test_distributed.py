@@ -584,7 +584,7 @@ def command_that_dies(arguments, die_at):
     """The train command on small data; rank 1 is killed in a step."""
     images, labels = data()
     command_line.load_dataset = lambda name, root: (images, labels)
-    training.RECIPES["mnist"] = training.Recipe(NETWORK | {"dropout": 0.0}, steps=6)
+    training.RECIPES["mnist"] = training.Recipe(NETWORK | {"dropout": 0.0}, training.TrainingConfig(steps=6))
     step = Trainer.train_step
 
     def deadly_step(ours):
