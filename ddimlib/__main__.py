@@ -3,15 +3,17 @@
 import argparse
 import io
 import json
+import math
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from PIL import Image
 
-from ddimlib.data import CLASS_NAMES, DATA_LICENCES, load_dataset
+from ddimlib.data import CLASS_NAMES, DATA_LICENCES, DATASETS, load_dataset
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
 from ddimlib.evaluation import evaluate
@@ -25,17 +27,23 @@ from ddimlib.storage import write_atomically, write_json
 from ddimlib.timesteps import Spacing
 from ddimlib.training import RECIPES, Trainer, TrainingConfig
 
+UNFINISHED = 3
+"""Exit status of a training that ran out of its minutes: it is not an error, and the same command continues it."""
 
-def train_command(args: argparse.Namespace) -> None:
+
+def train_command(args: argparse.Namespace) -> int:
     """Train a data set's recipe to the end, from where the checkpoint left off."""
-    recipe = RECIPES[args.data]
-    out = Path(args.out or f"runs/{args.data}")
+    begin = time.monotonic()
+    recipe = RECIPES[args.recipe or (args.data if args.data in RECIPES else "cifar10")]
+    out = Path(args.out or f"runs/{Path(args.data).name}")
     if world_size() > 1:
         on_first(lambda: bool(load_dataset(args.data, args.root)))  # one process downloads, the others find it
     images, labels = load_dataset(args.data, args.root)
     schedule = NoiseSchedule.linear()
     torch.manual_seed(args.seed)
-    model = build_model(recipe.network, schedule)
+    of_the_data = {"channels": images.shape[1], "image_size": images.shape[-1], "num_classes": int(labels.max()) + 1}
+    network = recipe.network | of_the_data | args.network
+    model = build_model(network, schedule)
     if args.start_from:
         model.load_state_dict(_load(args.start_from, "cpu")[0].state_dict())
     given = {f.name: getattr(args, f.name) for f in fields(TrainingConfig) if f.name in args}
@@ -49,18 +57,31 @@ def train_command(args: argparse.Namespace) -> None:
         out / "checkpoint.safetensors",
         device=args.device,
         compile=args.compile,
+        bf16=args.bf16,
     )
     if len(set(exchange(trainer.step))) > 1:
         raise ValueError(f"the processes found different checkpoints; {out} must be on a disk that all of them see")
-    trainer.run(progress=not args.quiet and rank() == 0)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: its fastest convolutions are worth looking for
+    left = math.inf if args.minutes is None else 60 * args.minutes - (time.monotonic() - begin)
+    finished = trainer.run(progress=not args.quiet and rank() == 0, stop_after=left)
+    exchange(None)  # rank 0 has saved: torchrun ends every process when one returns an exit status
     if rank() > 0:
-        return
-    save_model(out / "model.safetensors", trainer.averaged_model, schedule, recipe.network)
+        return 0 if finished else UNFINISHED
+    if not finished:
+        print(
+            f"unfinished: {trainer.step} of {config.steps} steps are done and in {trainer.checkpoint}; "
+            f"the same command again continues from there (exit status {UNFINISHED})",
+            file=sys.stderr,
+        )
+        return UNFINISHED
+    save_model(out / "model.safetensors", trainer.averaged_model, schedule, network, recipe.half)
     card = {
         "data": args.data,
-        "data_licence": DATA_LICENCES[args.data],
+        "data_licence": DATA_LICENCES.get(args.data, "that of the images"),
         "licence": "MIT",
         "parameters": sum(p.numel() for p in model.parameters()),
+        "stored_as": "float16" if recipe.half else "float32",
+        "computed_in": "bfloat16 (autocast)" if trainer.bf16 else "float32",
         "started_from": args.start_from,
         "steps": trainer.step,
         "batch_size": config.batch_size,
@@ -71,6 +92,7 @@ def train_command(args: argparse.Namespace) -> None:
     }
     write_json(out / "model.json", card)
     print(f"wrote {out / 'model.safetensors'} (the averaged weights) and {out / 'model.json'} (the facts about them)")
+    return 0
 
 
 def sample_command(args: argparse.Namespace) -> None:
@@ -149,7 +171,7 @@ def judge_command(args: argparse.Namespace) -> None:
 
 
 def _load(name: str, device: str) -> tuple[VelocityDenoiser, NoiseSchedule]:
-    if name in available():
+    if name in {*available(), *DATASETS}:
         return load_pretrained(name, device)
     if name.endswith(".safetensors"):
         return load_model(name, device)
@@ -160,6 +182,21 @@ def _eta(text: str) -> Eta:
     return "hat" if text == "hat" else float(text)
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds defaults, but for those that the help text tells in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        in_words = action.default is None or action.default is False or "(default" in (action.help or "")
+        return action.help if in_words else super()._get_help_string(action)
+
+
+def _json(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"{text} is not a JSON object")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = argparse.ArgumentParser(
@@ -168,12 +205,14 @@ def parser() -> argparse.ArgumentParser:
         epilog="Try first: python -m ddimlib sample --model mnist --steps 20 --n 64 --out grid.png",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    formatter = argparse.ArgumentDefaultsHelpFormatter
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def command(name: str, run: object, summary: str, details: str) -> argparse.ArgumentParser:
         p = commands.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}", formatter_class=formatter
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. {details}",
+            formatter_class=_HelpFormatter,
         )
         p.set_defaults(run=run)
         p.add_argument("--seed", type=int, default=0, help="the same seed gives the same result on the same machine")
@@ -194,11 +233,25 @@ def parser() -> argparse.ArgumentParser:
 
     p = command(
         "train", train_command, "train a network on a data set",
-        "A checkpoint is written every minute and when you press Ctrl-C; the same command again continues from it.",
+        "A checkpoint is written every minute, when you press Ctrl-C and when the --minutes are over; the same command again "
+        "continues from it. The exit status is 0 at the end, 3 when the minutes were over before.",
     )  # fmt: skip
     p.add_argument(
-        "data", choices=list(RECIPES), help="the data set; it also picks the network and the number of steps"
+        "data", help=f"{', '.join(RECIPES)}, or a folder with train/ and test/, and in each a folder per class"
     )
+    p.add_argument(
+        "--recipe",
+        choices=list(RECIPES),
+        help="network and options to begin with (default: the data set's own; for a folder, cifar10)",
+    )
+    p.add_argument(
+        "--network",
+        type=_json,
+        default={},
+        metavar="JSON",
+        help="""changes to the recipe's network, such as '{"widths": [64, 128, 192]}' (default: none)""",
+    )
+    p.add_argument("--minutes", type=float, help="stop after so long, with a checkpoint (default: at the end)")
     p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
     p.add_argument("--out", help="folder of the checkpoint and the finished model (default: runs/DATA)")
     recipes = argparse.SUPPRESS  # an option that is not given is absent, and the recipe's value stays
@@ -213,6 +266,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--loss", choices=losses, default=recipes, help="how timesteps are weighted (default: the recipe's)")
     p.add_argument("--device", default=default_device, help="cpu or cuda")
     p.add_argument("--compile", action="store_true", help="run the network through torch.compile")
+    p.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="compute the network in bfloat16 (default: on a CUDA GPU that can)",
+    )
 
     p = command(
         "sample", sample_command, "draw images and write them as one picture, or as a folder of shards",
@@ -258,7 +316,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 after an error, 130 after an interruption."""
+    """Run one command; returns the exit status: 0, 2 after an error, 3 when it has more to do, 130 after an interruption."""
     args = parser().parse_args(argv)
     try:
         with process_group(getattr(args, "device", "cpu")) as args.device:
@@ -266,14 +324,13 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(
                     "only train and sample can be shared by processes; start this command without torchrun"
                 )
-            args.run(args)
+            return args.run(args) or 0
     except KeyboardInterrupt:
         print("\ninterrupted; the same command again continues where this one stopped", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"error: {f'rank {rank()}: ' if world_size() > 1 else ''}{error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":
