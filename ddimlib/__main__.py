@@ -62,6 +62,8 @@ def train_command(args: argparse.Namespace) -> int:
     if len(set(exchange(trainer.step))) > 1:
         raise ValueError(f"the processes found different checkpoints; {out} must be on a disk that all of them see")
     torch.backends.cudnn.benchmark = True  # all batches have one shape: its fastest convolutions are worth looking for
+    if torch.device(args.device).type == "cuda":
+        torch.set_float32_matmul_precision("high")  # enough for Muon's matrix products
     left = math.inf if args.minutes is None else 60 * args.minutes - (time.monotonic() - begin)
     finished = trainer.run(progress=not args.quiet and rank() == 0, stop_after=left)
     exchange(None)  # rank 0 has saved: torchrun ends every process when one returns an exit status
@@ -258,7 +260,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--steps", type=int, default=recipes, help="optimiser steps in all (default: the recipe's)")
     p.add_argument("--start-from", metavar="MODEL", help="begin with the weights of this model instead of random ones")
     p.add_argument("--batch-size", type=int, default=recipes, help="images a step (default: the recipe's)")
-    p.add_argument("--learning-rate", type=float, default=recipes, help="AdamW's peak rate (default: the recipe's)")
+    p.add_argument("--learning-rate", type=float, default=recipes, help="peak rate (default: the recipe's)")
     p.add_argument(
         "--ema", type=float, default=recipes, help="decay of the average of the weights (default: the recipe's)"
     )

@@ -68,7 +68,7 @@ class GaussianMixture:
         return MixtureDenoiser(self, schedule)
 
     def expected_noise(self, x: Tensor, alpha_bar: float) -> Tensor:
-        """E[ε | x_t = x] = -√(1-ᾱ_t) ∇ log p_t(x) = √(1-ᾱ_t) Σ_k r_k(x) (x - √ᾱ_t m_k)/v_k (Song et al. 2021, equation 14).
+        """E[ε | x_t = x] = -√(1-ᾱ_t) ∇ log p_t(x) = √(1-ᾱ_t) Σ_k r_k(x) (x - √ᾱ_t m_k)/v_k (Song et al. 2021, appendix B).
 
         r_k is the probability that x came from component k. Computed in float64, returned in the dtype of x.
         """

@@ -56,11 +56,16 @@ def make(config: TrainingConfig = CONFIG, checkpoint=None, network=NETWORK, labe
 
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:
     """Everything that has to be the same to the bit: weights, their average, the optimiser's moments."""
-    moments = trainer.optimizer.state_dict()["state"]
+    moments = [optimizer.state_dict()["state"] for optimizer in trainer.optimizers]
     return (
         {f"model {k}": v for k, v in trainer.model.state_dict().items()}
         | {f"average {k}": v for k, v in trainer.average.state_dict().items()}
-        | {f"moment {i} {k}": v for i, values in moments.items() for k, v in values.items()}
+        | {
+            f"moment {o} {i} {k}": v
+            for o, m in enumerate(moments)
+            for i, values in m.items()
+            for k, v in values.items()
+        }
     )
 
 
