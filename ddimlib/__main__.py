@@ -13,11 +13,11 @@ from typing import Any, get_args
 import torch
 from PIL import Image
 
-from ddimlib.data import CLASS_NAMES, DATA_LICENCES, DATASETS, load_dataset
+from ddimlib.data import DATA_LICENCES, DATASETS, load_dataset
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
 from ddimlib.evaluation import evaluate
-from ddimlib.metrics import Judge, train_classifier
+from ddimlib.metrics import InceptionDistance, Judge, train_classifier
 from ddimlib.plotting import image_grid
 from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
 from ddimlib.provenance import provenance
@@ -138,7 +138,10 @@ def _sample_shards(args: argparse.Namespace) -> None:
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a table of quality against steps and η."""
     model, schedule = _load(args.model, args.device)
-    judge = Judge.load(args.judge or args.model)
+    judge = Judge.load(args.judge or args.model, args.device)
+    inception = None
+    if args.inception:
+        inception = InceptionDistance(load_dataset(judge.facts["data"], args.root)[0], args.device)
     out = Path(args.out)
     table = evaluate(
         model,
@@ -154,10 +157,13 @@ def evaluate_command(args: argparse.Namespace) -> None:
         args.seed,
         args.batch_size,
         progress=not args.quiet,
+        inception=inception,
+        bf16=args.bf16,
     )
     print(f"{'steps':>5} {'eta':>5} {'accuracy':>9} {'Fréchet':>8}   (floor {judge.facts['floor']:.3f})")
     for row in table["rows"]:
-        print(f"{row['steps']:>5} {row['eta']!s:>5} {row['accuracy']:>9.2%} {row['frechet']:>8.3f}")
+        fid = f"   FID {row['fid']:.2f}" if "fid" in row else ""
+        print(f"{row['steps']:>5} {row['eta']!s:>5} {row['accuracy']:>9.2%} {row['frechet']:>8.3f}{fid}")
     if args.card:
         card = json.loads(Path(args.card).read_text())
         write_json(args.card, card | {"quality": {k: table[k] for k in ("settings", "judge", "rows")}})
@@ -166,8 +172,8 @@ def evaluate_command(args: argparse.Namespace) -> None:
 
 def judge_command(args: argparse.Namespace) -> None:
     """Train the classifier that judges samples of a data set."""
-    judge = train_classifier(args.data, args.root, args.epochs, args.seed, progress=not args.quiet)
-    judge.facts |= {"trained": provenance()}
+    judge = train_classifier(args.data, args.root, args.epochs, args.seed, not args.quiet, args.device)
+    judge.facts |= {"trained": provenance(args.device)}
     judge.save(args.out)
     print(f"wrote {args.out}: test accuracy {judge.facts['test_accuracy']:.2%}, floor {judge.facts['floor']:.4f}")
 
@@ -305,14 +311,25 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--n", type=int, default=1000, help="images a row")
     p.add_argument("--out", default="table.json", help="the table")
     p.add_argument("--card", help="a model's card to store the table in, too")
+    p.add_argument("--bf16", action="store_true", help="compute the network in bfloat16, which is faster on a GPU")
+    p.add_argument(
+        "--inception",
+        action="store_true",
+        help="measure FID, too, against the training images; for this the package torch-fidelity must be installed, and it "
+        "downloads Inception's weights. (Tested with another network in Inception's place only.)",
+    )
+    p.add_argument("--root", default="data", help="where these training images are, or are downloaded to")
 
     p = command(
         "judge", judge_command, "train the classifier that judges samples of a data set",
         "It shares nothing with the diffusion network but the training images.",
     )  # fmt: skip
-    p.add_argument("data", choices=list(CLASS_NAMES), help="the data set")
+    p.add_argument(
+        "data", help=f"{', '.join(DATASETS)}, or a folder with train/ and test/, and in each a folder per class"
+    )
     p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
-    p.add_argument("--epochs", type=int, default=8, help="passes over the training images")
+    p.add_argument("--epochs", type=int, help="passes over the training images (default: 12 if grey, 40 if colour)")
+    p.add_argument("--device", default=default_device, help="cpu or cuda")
     p.add_argument("--out", default="classifier.safetensors", help="the classifier and its reference features")
     return top
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ddimlib.denoisers import VelocityDenoiser
-from ddimlib.metrics import Judge
+from ddimlib.metrics import InceptionDistance, Judge
 from ddimlib.samplers import Eta, sample
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import write_json
@@ -64,6 +64,8 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = True,
+    inception: InceptionDistance | None = None,
+    bf16: bool = False,
 ) -> dict[str, Any]:
     """Sample n images for every pair (S, η), from the same starting noise, and judge them.
 
@@ -78,9 +80,12 @@ def evaluate(
         out: the JSON file.
         facts: provenance, stored under "provenance".
         spacing, guidance, seed, batch_size, progress: see :func:`ddimlib.sample`.
+        inception: measures FID, too.
+        bf16: compute the network in bfloat16 where torch's autocast allows it; the judge stays in float32.
 
     Returns:
-        The table: "settings", "judge", "provenance", and "rows" of steps, eta, accuracy (in [0, 1]), frechet, seconds.
+        The table: "settings", "judge", "provenance", and "rows" of steps, eta, accuracy (in [0, 1]), frechet, fid (with
+        `inception`), seconds.
 
     Raises:
         ValueError: when the file at `out` belongs to another network or other settings.
@@ -88,6 +93,8 @@ def evaluate(
     settings = {
         "weights": weights_digest(model), "samples": n, "spacing": spacing, "guidance": guidance, "seed": seed,
     }  # fmt: skip
+    settings |= {"bf16": True} if bf16 else {}
+    settings |= {"fid_real_images": inception.real_images} if inception else {}
     table: dict[str, Any] = {"settings": settings, "judge": judge.facts, "provenance": facts, "rows": []}
     if out.exists():
         found = json.loads(out.read_text())
@@ -101,16 +108,18 @@ def evaluate(
     labels = evaluation_labels(n, model.num_classes or 1)
     for S, eta in ((S, eta) for S in steps for eta in etas if (S, eta) not in done):
         begin = time.perf_counter()
-        images = sample(
-            model, schedule, (n, *model.image_shape), S, eta, spacing, seed,
-            labels=labels, guidance=guidance, batch_size=batch_size, progress=progress,
-        )  # fmt: skip
+        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
+            images = sample(
+                model, schedule, (n, *model.image_shape), S, eta, spacing, seed,
+                labels=labels, guidance=guidance, batch_size=batch_size, progress=progress,
+            )  # fmt: skip
         seconds = time.perf_counter() - begin
         row = {
             "steps": S,
             "eta": eta,
             "accuracy": round(judge.accuracy(images, labels), 4),
             "frechet": round(judge.frechet_distance(images), 4),
+            **({"fid": round(inception(images), 3)} if inception else {}),
             "seconds": round(seconds, 1),
         }
         table["rows"].append(row)

@@ -14,7 +14,7 @@ from PIL import Image
 from ddimlib import evaluation, training
 from ddimlib.__main__ import main
 from ddimlib.evaluation import evaluate, evaluation_labels, weights_digest
-from ddimlib.metrics import Classifier, Judge
+from ddimlib.metrics import Classifier, InceptionDistance, Judge
 from ddimlib.pretrained import build_model, load_model, save_model
 from ddimlib.schedule import NoiseSchedule
 
@@ -44,6 +44,23 @@ def mnist_root(tmp_path):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, 300, 28, 28) + images.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 300) + labels.tobytes())
     return tmp_path / "data"
+
+
+def write_colour_images(folder, size=32, per_class=4):
+    """Random images of two classes, where ImageFolder finds them."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for k in range(2 * per_class):
+            path = folder / part / "ab"[k % 2] / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def colour_root(tmp_path):
+    """A folder with sixteen random images in place of CIFAR-10."""
+    write_colour_images(tmp_path / "colour" / "cifar10")
+    return tmp_path / "colour"
 
 
 def picture(path):
@@ -144,6 +161,46 @@ def test_training_runs_to_its_end_and_its_model_can_be_sampled(mnist_root, tmp_p
     assert "another configuration" in capsys.readouterr().err
 
 
+def test_a_folder_of_images_trains_a_network_of_their_shape(tmp_path):
+    write_colour_images(tmp_path / "things", size=16)
+    out = tmp_path / "run"
+    arguments = ["train", str(tmp_path / "things"), "--recipe", "mnist", "--network", '{"widths": [8, 8, 8]}']
+    assert main([*arguments, "--out", str(out), "--steps", "1", "--batch-size", "8", "--quiet"]) == 0
+    model, _ = load_model(out / "model.safetensors")
+    assert (model.image_shape, model.num_classes) == ((3, 16, 16), 2)
+    assert json.loads((out / "model.json").read_text())["data"] == str(tmp_path / "things")
+
+
+def test_training_in_minutes_says_that_it_is_unfinished_and_continues(mnist_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, training.TrainingConfig(steps=2)))
+    out = tmp_path / "run"
+    arguments = ["train", "mnist", "--root", str(mnist_root), "--out", str(out), "--batch-size", "8", "--quiet"]
+    assert main([*arguments, "--minutes", "0"]) == 3
+    message = capsys.readouterr().err
+    assert message.startswith("unfinished: 1 of 2 steps")
+    assert "the same command again" in message
+    assert not (out / "model.safetensors").exists()
+    assert main([*arguments, "--minutes", "10"]) == 0
+    assert json.loads((out / "model.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "imagenet"], "no data set 'imagenet'"),
+        (["judge", "imagenet"], "no data set 'imagenet'"),
+        (["sample", "--model", "cifar10"], "python -m ddimlib train cifar10"),
+        (["evaluate", "--model", "mnist", "--judge", "cifar10"], "python -m ddimlib judge cifar10"),
+    ],
+)
+def test_what_is_not_there_is_named_with_the_way_to_get_it(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddimlib.pretrained.available", lambda: ["mnist"])
+    monkeypatch.setattr("ddimlib.metrics.PRETRAINED", tmp_path)
+    assert main([*arguments, "--quiet"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_training_can_start_from_the_weights_of_a_model(mnist_root, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, training.TrainingConfig(steps=1)))
     out = tmp_path / "run"
@@ -222,6 +279,32 @@ def test_an_interrupted_evaluation_repeats_no_row(tiny_model, judge, tmp_path, m
     assert measured(table["rows"]) == measured(whole["rows"])
 
 
+def test_fid_and_precision_are_in_the_table_when_asked_for(tiny_model, judge, tmp_path):
+    class Stub(torch.nn.Module):
+        num_features = 3
+
+        def forward(self, images):
+            assert images.dtype == torch.uint8
+            return images.float().mean((2, 3))
+
+    inception = InceptionDistance(torch.zeros(20, 1, 28, 28, dtype=torch.uint8), network=Stub())
+    plain = evaluate_tiny(tiny_model, judge, tmp_path / "plain.json", steps=[1], etas=[0.0])
+    table = evaluate_tiny(
+        tiny_model, judge, tmp_path / "table.json", steps=[1], etas=[0.0], inception=inception, bf16=True
+    )
+    assert table["settings"] == plain["settings"] | {"bf16": True, "fid_real_images": 20}
+    assert table["rows"][0]["fid"] > 0
+    assert "fid" not in plain["rows"][0]
+    model, schedule = load_model(tiny_model)
+    labels = evaluation_labels(20, 10)
+    images = evaluation.sample(model, schedule, (20, 1, 28, 28), 1, 0.0, labels=labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = evaluation.sample(model, schedule, (20, 1, 28, 28), 1, 0.0, labels=labels)
+    assert plain["rows"][0]["frechet"] == pytest.approx(judge.frechet_distance(images), abs=1e-4)
+    assert table["rows"][0]["frechet"] == pytest.approx(judge.frechet_distance(rough), abs=1e-4)
+    assert table["rows"][0]["fid"] == pytest.approx(inception(rough), abs=1e-3)
+
+
 def test_a_table_of_other_settings_is_not_overwritten(tiny_model, judge, tmp_path):
     out = tmp_path / "table.json"
     evaluate_tiny(tiny_model, judge, out, steps=[1], etas=[0.0])
@@ -235,29 +318,41 @@ def test_labels_come_equally_often():
     assert evaluation_labels(30, 10).bincount().tolist() == [3] * 10
 
 
-def test_weights_are_made_from_training_to_tables_by_one_command(mnist_root, tmp_path, monkeypatch):
+# tiny: in grey as it is shipped, in colour with a smaller network
+@pytest.mark.parametrize(
+    ("name", "options", "stored_as"),
+    [
+        ("mnist", "", "float32"),
+        ("cifar10", """ --network '{"widths": [8, 16, 16], "blocks": [1, 1, 1]}'""", "float16"),
+    ],
+)
+def test_weights_are_made_from_training_to_tables_by_one_command(
+    name, options, stored_as, mnist_root, colour_root, tmp_path, monkeypatch
+):
     shipped, runs = tmp_path / "shipped", tmp_path / "runs"
-    sizes = ["EPOCHS=1", "N=4", "QUALITY=2", "STEPS=2 3", "ETA_STEPS=2", "TRAIN=--steps 2 --batch-size 8"]
+    sizes = ["EPOCHS=1", "N=4", "QUALITY=2", "STEPS=2 3", "ETA_STEPS=2", f"TRAIN=--steps 2 --batch-size 8{options}"]
     places = [
-        f"DATA={mnist_root}",
+        f"DATA={mnist_root if name == 'mnist' else colour_root}",
         f"RUNS={runs}",
         f"SHIPPED={shipped}",
         f"BIN={Path(sys.executable).parent}",
         "STAMP=",
     ]
     monkeypatch.chdir(Path(__file__).parent.parent)
-    command = ["make", "weights", "NETWORKS=mnist", *sizes, *places]
+    command = ["make", "weights", f"NETWORKS={name}", *sizes, *places]
     subprocess.run(command, check=True, capture_output=True)
-    model, _ = load_model(shipped / "pretrained" / "mnist.safetensors")
-    card = json.loads((shipped / "pretrained" / "mnist.json").read_text())
-    assert card["steps"] == 2
+    model, _ = load_model(shipped / "pretrained" / f"{name}.safetensors")
+    assert model.image_shape == ((1, 28, 28) if name == "mnist" else (3, 32, 32))
+    judge = Judge.load(str(shipped / "pretrained" / f"{name}-classifier.safetensors"))
+    card = json.loads((shipped / "pretrained" / f"{name}.json").read_text())
+    assert (card["steps"], card["stored_as"], judge.facts["stored_as"]) == (2, stored_as, stored_as)
     for kind, rows in {"quality": 1, "steps": 2, "eta": 5}.items():
-        table = json.loads((shipped / "results" / f"mnist-{kind}.json").read_text())
+        table = json.loads((shipped / "results" / f"{name}-{kind}.json").read_text())
         assert table["settings"]["weights"] == card["quality"]["settings"]["weights"] == weights_digest(model)
-        assert table["judge"] == Judge.load(str(shipped / "pretrained" / "mnist-classifier.safetensors")).facts
+        assert table["judge"] == judge.facts
         assert len(table["rows"]) == rows
     # a second time, nothing is made again; a table that was cut off is finished
-    (runs / "mnist" / "steps.json").rename(runs / "mnist" / "steps.part.json")
+    (runs / name / "steps.json").rename(runs / name / "steps.part.json")
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "ddimlib train" not in again
     assert again.count("ddimlib evaluate") == 1
