@@ -178,25 +178,27 @@ def test_a_trained_judge_tells_its_classes_apart_and_comes_back_from_its_file(
 ):
     def two_classes(name, root, train):
         labels = torch.arange(64 if train else 32) % 2
-        noise = torch.randint(0, 100, (len(labels), channels, 16, 16), generator=torch.Generator().manual_seed(train))
+        noise = torch.randint(
+            0, 100, (len(labels), channels, 16, 16), generator=torch.Generator().manual_seed(int(train))
+        )
         return (noise + 150 * labels[:, None, None, None]).to(torch.uint8), labels
 
     monkeypatch.setattr(metrics, "load_dataset", two_classes)
-    monkeypatch.setitem(JUDGES, kind, replace(JUDGES[kind], batch_size=16))
+    monkeypatch.setitem(JUDGES, kind, replace(JUDGES[kind], batch_size=16, peak_rate=5e-3))
     before = torch.get_rng_state()
-    judge = train_classifier("name", epochs=4, progress=False)
+    judge = train_classifier("name", epochs=10, progress=False)
     assert torch.equal(torch.get_rng_state(), before)
     assert judge.facts["test_accuracy"] >= 0.9
-    assert (judge.facts["kind"], judge.facts["stored_as"], judge.facts["epochs"]) == (kind, dtype, 4)
+    assert (judge.facts["kind"], judge.facts["stored_as"], judge.facts["epochs"]) == (kind, dtype, 10)
     judge.save(tmp_path / "judge.safetensors")
     again = Judge.load(str(tmp_path / "judge.safetensors"))
     images, labels = two_classes("name", "data", False)
     images = images.float() / 127.5 - 1
     assert again.facts == judge.facts
-    assert torch.equal(again.classifier(images), judge.classifier(images))
+    torch.testing.assert_close(again.classifier(images), judge.classifier(images), rtol=0, atol=1e-4)
     assert again.accuracy(images, labels) == judge.facts["test_accuracy"]
-    assert again.frechet_distance(images) == pytest.approx(judge.facts["floor"], rel=1e-4)
-    same = train_classifier("name", epochs=4, progress=False)
+    assert again.frechet_distance(images) == pytest.approx(judge.facts["floor"], rel=1e-3)
+    same = train_classifier("name", epochs=10, progress=False)
     assert torch.equal(same.classifier(images), judge.classifier(images))
 
 
