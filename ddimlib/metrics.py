@@ -138,7 +138,7 @@ class Judge:
         self._reference = reference
 
     @cached_property
-    def metric(self) -> "FrechetInceptionDistance":
+    def _metric(self) -> "FrechetInceptionDistance":
         """The Fréchet distance to the reference: made when it is first asked for, since its import takes seconds."""
         from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -181,11 +181,11 @@ class Judge:
     def observe_real(self, images: Tensor) -> None:
         """Add real images, [N, C, H, W] in [-1, 1], to the reference."""
         for part in images.split(500):
-            self.metric.update(part, real=True)
+            self._metric.update(part, real=True)
 
     def reference_state(self) -> dict[str, Tensor]:
         """Sums over the features of the real images: enough for the Fréchet distance, and far smaller than they are."""
-        return {k: v for k, v in self.metric.state_dict().items() if k.startswith("real_")}
+        return {k: v for k, v in self._metric.state_dict().items() if k.startswith("real_")}
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
@@ -208,10 +208,10 @@ class Judge:
         """
         if len(images) < 2:
             raise ValueError(f"a Fréchet distance needs at least 2 images, got {len(images)}")
-        self.metric.reset()
+        self._metric.reset()
         for part in images.split(500):
-            self.metric.update(part, real=False)
-        return float(self.metric.compute())
+            self._metric.update(part, real=False)
+        return float(self._metric.compute())
 
 
 class InceptionDistance:
