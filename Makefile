@@ -16,8 +16,12 @@ DATA ?= data
 RUNS ?= runs
 SHIPPED ?= ddimlib
 TRAIN ?=
-EPOCHS ?= 12
+EPOCHS ?=
+EVAL ?=
 N ?= 5000
+BATCH ?= 250
+weights-cifar10: N = 10000
+weights-cifar10: BATCH = 1000
 QUALITY ?= 10 50
 STEPS ?= 10 20 50 100 250 1000
 ETA_STEPS ?= 10 20 50 100 1000
@@ -55,7 +59,8 @@ run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/0
 	TQDM_DISABLE=1 $(BIN)/python tools/run_notebooks.py $(NB)
 
 # A part that is finished is not made again, one that was interrupted is continued; remove runs/NAME to start anew.
-# Next: `make run`, look at the chapters, `make test`.
+# Next: `make run`, look at the chapters, `make test`. CIFAR-10 needs a GPU: make weights NETWORKS=cifar10 TRAIN="--compile
+# --minutes 9" EVAL=--bf16, as often as it says "unfinished" (exit status 3 of the training).
 weights: $(NETWORKS:%=weights-%)  ## Train the shipped networks and measure their tables anew (minutes on a GPU, hours without)
 
 weights-%: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors \
@@ -70,10 +75,10 @@ $(RUNS)/%/model.safetensors: $(STAMP)
 	$(BIN)/python -m ddimlib train $* --root $(DATA) --out $(RUNS)/$* $(TRAIN)
 
 $(RUNS)/%/classifier.safetensors: $(STAMP)
-	$(BIN)/python -m ddimlib judge $* --root $(DATA) --out $@ --epochs $(EPOCHS)
+	$(BIN)/python -m ddimlib judge $* --root $(DATA) --out $@ $(EPOCHS:%=--epochs %)
 
 EVALUATE = $(BIN)/python -m ddimlib evaluate --model $(@D)/model.safetensors --judge $(@D)/classifier.safetensors \
-    --n $(N) --batch-size 250 --out $(@:.json=.part.json)
+    --n $(N) --batch-size $(BATCH) $(EVAL) --out $(@:.json=.part.json)
 
 $(RUNS)/%/quality.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
 	$(EVALUATE) --steps $(QUALITY) --card $(@D)/model.json
@@ -88,7 +93,7 @@ $(RUNS)/%/eta.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
-	$(BIN)/python -m ddimlib reconstruct --model $< --data $* --n $(IMAGES) --batch-size 100 \
+	$(BIN)/python -m ddimlib reconstruct --model $< --data $* --root $(DATA) --n $(IMAGES) --batch-size 100 \
 	    --steps $(RECONSTRUCTION_STEPS) --iterations 0 3 --out $(@:.json=.part.json)
 	mv $(@:.json=.part.json) $@
 

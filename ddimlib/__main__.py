@@ -3,19 +3,21 @@
 import argparse
 import io
 import json
+import math
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from PIL import Image
 
-from ddimlib.data import CLASS_NAMES, DATA_LICENCES, bundled_sample, load_dataset
+from ddimlib.data import DATA_LICENCES, DATASETS, bundled_sample, bundled_samples, load_dataset, to_model_range
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
 from ddimlib.evaluation import evaluate, reconstruct
-from ddimlib.metrics import Judge, train_classifier
+from ddimlib.metrics import InceptionDistance, Judge, train_classifier
 from ddimlib.plotting import image_grid
 from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
 from ddimlib.provenance import provenance
@@ -25,17 +27,23 @@ from ddimlib.storage import write_atomically, write_json
 from ddimlib.timesteps import Spacing
 from ddimlib.training import RECIPES, Trainer, TrainingConfig
 
+UNFINISHED = 3
+"""Exit status of a training that ran out of its minutes: it is not an error, and the same command continues it."""
 
-def train_command(args: argparse.Namespace) -> None:
+
+def train_command(args: argparse.Namespace) -> int:
     """Train a data set's recipe to the end, from where the checkpoint left off."""
-    recipe = RECIPES[args.data]
-    out = Path(args.out or f"runs/{args.data}")
+    begin = time.monotonic()
+    recipe = RECIPES[args.recipe or (args.data if args.data in RECIPES else "cifar10")]
+    out = Path(args.out or f"runs/{Path(args.data).name}")
     if world_size() > 1:
         on_first(lambda: bool(load_dataset(args.data, args.root)))  # one process downloads, the others find it
     images, labels = load_dataset(args.data, args.root)
     schedule = NoiseSchedule.linear()
     torch.manual_seed(args.seed)
-    model = build_model(recipe.network, schedule)
+    of_the_data = {"channels": images.shape[1], "image_size": images.shape[-1], "num_classes": int(labels.max()) + 1}
+    network = recipe.network | of_the_data | args.network
+    model = build_model(network, schedule)
     if args.start_from:
         model.load_state_dict(_load(args.start_from, "cpu")[0].state_dict())
     given = {f.name: getattr(args, f.name) for f in fields(TrainingConfig) if f.name in args}
@@ -49,18 +57,33 @@ def train_command(args: argparse.Namespace) -> None:
         out / "checkpoint.safetensors",
         device=args.device,
         compile=args.compile,
+        bf16=args.bf16,
     )
     if len(set(exchange(trainer.step))) > 1:
         raise ValueError(f"the processes found different checkpoints; {out} must be on a disk that all of them see")
-    trainer.run(progress=not args.quiet and rank() == 0)
+    torch.backends.cudnn.benchmark = True  # all batches have one shape: its fastest convolutions are worth looking for
+    if torch.device(args.device).type == "cuda":
+        torch.set_float32_matmul_precision("high")  # enough for Muon's matrix products
+    left = math.inf if args.minutes is None else 60 * args.minutes - (time.monotonic() - begin)
+    finished = trainer.run(progress=not args.quiet and rank() == 0, stop_after=left)
+    exchange(None)  # rank 0 has saved: torchrun ends every process when one returns an exit status
     if rank() > 0:
-        return
-    save_model(out / "model.safetensors", trainer.averaged_model, schedule, recipe.network)
+        return 0 if finished else UNFINISHED
+    if not finished:
+        print(
+            f"unfinished: {trainer.step} of {config.steps} steps are done and in {trainer.checkpoint}; "
+            f"the same command again continues from there (exit status {UNFINISHED})",
+            file=sys.stderr,
+        )
+        return UNFINISHED
+    save_model(out / "model.safetensors", trainer.averaged_model, schedule, network, recipe.half)
     card = {
         "data": args.data,
-        "data_licence": DATA_LICENCES[args.data],
+        "data_licence": DATA_LICENCES.get(args.data, "that of the images"),
         "licence": "MIT",
         "parameters": sum(p.numel() for p in model.parameters()),
+        "stored_as": "float16" if recipe.half else "float32",
+        "computed_in": "bfloat16 (autocast)" if trainer.bf16 else "float32",
         "started_from": args.start_from,
         "steps": trainer.step,
         "batch_size": config.batch_size,
@@ -71,6 +94,7 @@ def train_command(args: argparse.Namespace) -> None:
     }
     write_json(out / "model.json", card)
     print(f"wrote {out / 'model.safetensors'} (the averaged weights) and {out / 'model.json'} (the facts about them)")
+    return 0
 
 
 def sample_command(args: argparse.Namespace) -> None:
@@ -114,7 +138,10 @@ def _sample_shards(args: argparse.Namespace) -> None:
 def evaluate_command(args: argparse.Namespace) -> None:
     """Measure a table of quality against steps and η."""
     model, schedule = _load(args.model, args.device)
-    judge = Judge.load(args.judge or args.model)
+    judge = Judge.load(args.judge or args.model, args.device)
+    inception = None
+    if args.inception:
+        inception = InceptionDistance(load_dataset(judge.facts["data"], args.root)[0], args.device)
     out = Path(args.out)
     table = evaluate(
         model,
@@ -130,10 +157,13 @@ def evaluate_command(args: argparse.Namespace) -> None:
         args.seed,
         args.batch_size,
         progress=not args.quiet,
+        inception=inception,
+        bf16=args.bf16,
     )
     print(f"{'steps':>5} {'eta':>5} {'accuracy':>9} {'Fréchet':>8}   (floor {judge.facts['floor']:.3f})")
     for row in table["rows"]:
-        print(f"{row['steps']:>5} {row['eta']!s:>5} {row['accuracy']:>9.2%} {row['frechet']:>8.3f}")
+        fid = f"   FID {row['fid']:.2f}" if "fid" in row else ""
+        print(f"{row['steps']:>5} {row['eta']!s:>5} {row['accuracy']:>9.2%} {row['frechet']:>8.3f}{fid}")
     if args.card:
         card = json.loads(Path(args.card).read_text())
         write_json(args.card, card | {"quality": {k: table[k] for k in ("settings", "judge", "rows")}})
@@ -143,9 +173,14 @@ def evaluate_command(args: argparse.Namespace) -> None:
 def reconstruct_command(args: argparse.Namespace) -> None:
     """Measure the round trip of real images: encode them, decode, compare."""
     model, schedule = _load(args.model, args.device)
-    images, labels = bundled_sample(args.data or args.model)
+    data = args.data or args.model
+    if data in bundled_samples():
+        images, labels = bundled_sample(data)
+    else:
+        pixels, labels = load_dataset(data, args.root, train=False)
+        images = to_model_range(pixels[: args.n])
     if not 1 <= args.n <= len(images):
-        raise ValueError(f"--n must lie in 1..{len(images)}, the number of bundled images, got {args.n}")
+        raise ValueError(f"--n must lie in 1..{len(images)}, the number of images at hand, got {args.n}")
     out = Path(args.out)
     table = reconstruct(
         model,
@@ -169,14 +204,14 @@ def reconstruct_command(args: argparse.Namespace) -> None:
 
 def judge_command(args: argparse.Namespace) -> None:
     """Train the classifier that judges samples of a data set."""
-    judge = train_classifier(args.data, args.root, args.epochs, args.seed, progress=not args.quiet)
-    judge.facts |= {"trained": provenance()}
+    judge = train_classifier(args.data, args.root, args.epochs, args.seed, not args.quiet, args.device)
+    judge.facts |= {"trained": provenance(args.device)}
     judge.save(args.out)
     print(f"wrote {args.out}: test accuracy {judge.facts['test_accuracy']:.2%}, floor {judge.facts['floor']:.4f}")
 
 
 def _load(name: str, device: str) -> tuple[VelocityDenoiser, NoiseSchedule]:
-    if name in available():
+    if name in {*available(), *DATASETS}:
         return load_pretrained(name, device)
     if name.endswith(".safetensors"):
         return load_model(name, device)
@@ -187,6 +222,21 @@ def _eta(text: str) -> Eta:
     return "hat" if text == "hat" else float(text)
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds defaults, but for those that the help text tells in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        in_words = action.default is None or action.default is False or "(default" in (action.help or "")
+        return action.help if in_words else super()._get_help_string(action)
+
+
+def _json(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"{text} is not a JSON object")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     top = argparse.ArgumentParser(
@@ -195,12 +245,14 @@ def parser() -> argparse.ArgumentParser:
         epilog="Try first: python -m ddimlib sample --model mnist --steps 20 --n 64 --out grid.png",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    formatter = argparse.ArgumentDefaultsHelpFormatter
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def command(name: str, run: object, summary: str, details: str, draws: bool = True) -> argparse.ArgumentParser:
         p = commands.add_parser(
-            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}", formatter_class=formatter
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. {details}",
+            formatter_class=_HelpFormatter,
         )
         p.set_defaults(run=run)
         if draws:
@@ -227,11 +279,25 @@ def parser() -> argparse.ArgumentParser:
 
     p = command(
         "train", train_command, "train a network on a data set",
-        "A checkpoint is written every minute and when you press Ctrl-C; the same command again continues from it.",
+        "A checkpoint is written every minute, when you press Ctrl-C and when the --minutes are over; the same command again "
+        "continues from it. The exit status is 0 at the end, 3 when the minutes were over before.",
     )  # fmt: skip
     p.add_argument(
-        "data", choices=list(RECIPES), help="the data set; it also picks the network and the number of steps"
+        "data", help=f"{', '.join(RECIPES)}, or a folder with train/ and test/, and in each a folder per class"
     )
+    p.add_argument(
+        "--recipe",
+        choices=list(RECIPES),
+        help="network and options to begin with (default: the data set's own; for a folder, cifar10)",
+    )
+    p.add_argument(
+        "--network",
+        type=_json,
+        default={},
+        metavar="JSON",
+        help="""changes to the recipe's network, such as '{"widths": [64, 128, 192]}' (default: none)""",
+    )
+    p.add_argument("--minutes", type=float, help="stop after so long, with a checkpoint (default: at the end)")
     p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
     p.add_argument("--out", help="folder of the checkpoint and the finished model (default: runs/DATA)")
     recipes = argparse.SUPPRESS  # an option that is not given is absent, and the recipe's value stays
@@ -246,6 +312,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--loss", choices=losses, default=recipes, help="how timesteps are weighted (default: the recipe's)")
     p.add_argument("--device", default=default_device, help="cpu or cuda")
     p.add_argument("--compile", action="store_true", help="run the network through torch.compile")
+    p.add_argument(
+        "--bf16",
+        action=argparse.BooleanOptionalAction,
+        help="compute the network in bfloat16 (default: on a CUDA GPU that can)",
+    )
 
     p = command(
         "sample", sample_command, "draw images and write them as one picture, or as a folder of shards",
@@ -278,6 +349,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--n", type=int, default=1000, help="images a row")
     p.add_argument("--out", default="table.json", help="the table")
     p.add_argument("--card", help="a model's card to store the table in, too")
+    p.add_argument("--bf16", action="store_true", help="compute the network in bfloat16, which is faster on a GPU")
+    p.add_argument(
+        "--inception",
+        action="store_true",
+        help="measure FID, too, against the training images; for this the package torch-fidelity must be installed, and it "
+        "downloads Inception's weights. (Tested with another network in Inception's place only.)",
+    )
+    p.add_argument("--root", default="data", help="where these training images are, or are downloaded to")
 
     p = command(
         "reconstruct", reconstruct_command, "measure how well real images survive encoding and decoding",
@@ -285,27 +364,33 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     model_options(p)
     p.set_defaults(spacing="quadratic")
-    p.add_argument("--data", help="whose bundled test images to take, mnist or fashion (default: the model's name)")
+    p.add_argument(
+        "--data", help="whose test images to take: mnist and fashion are bundled (default: the model's name)"
+    )
+    p.add_argument("--root", default="data", help="where the test images of other data sets are, or are downloaded to")
     p.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 100], help="one or more numbers of steps")
     p.add_argument(
         "--iterations", type=int, nargs="+", default=[0, 3], help="fixed-point iterations a step; 0: explicit"
     )
-    p.add_argument("--n", type=int, default=200, help="images, at most 200")
+    p.add_argument("--n", type=int, default=200, help="images; of bundled ones at most 200")
     p.add_argument("--out", default="reconstruction.json", help="the table")
 
     p = command(
         "judge", judge_command, "train the classifier that judges samples of a data set",
         "It shares nothing with the diffusion network but the training images.",
     )  # fmt: skip
-    p.add_argument("data", choices=list(CLASS_NAMES), help="the data set")
+    p.add_argument(
+        "data", help=f"{', '.join(DATASETS)}, or a folder with train/ and test/, and in each a folder per class"
+    )
     p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
-    p.add_argument("--epochs", type=int, default=8, help="passes over the training images")
+    p.add_argument("--epochs", type=int, help="passes over the training images (default: 12 if grey, 40 if colour)")
+    p.add_argument("--device", default=default_device, help="cpu or cuda")
     p.add_argument("--out", default="classifier.safetensors", help="the classifier and its reference features")
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 after an error, 130 after an interruption."""
+    """Run one command; returns the exit status: 0, 2 after an error, 3 when it has more to do, 130 after an interruption."""
     args = parser().parse_args(argv)
     try:
         with process_group(getattr(args, "device", "cpu")) as args.device:
@@ -313,14 +398,13 @@ def main(argv: list[str] | None = None) -> int:
                 raise ValueError(
                     "only train and sample can be shared by processes; start this command without torchrun"
                 )
-            args.run(args)
+            return args.run(args) or 0
     except KeyboardInterrupt:
         print("\ninterrupted; the same command again continues where this one stopped", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
         print(f"error: {f'rank {rank()}: ' if world_size() > 1 else ''}{error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -33,20 +33,25 @@ def to_bytes(images: Tensor) -> Tensor:
 def load_dataset(name: str, root: str | Path = "data", train: bool = True) -> tuple[Tensor, Tensor]:
     """A whole data set in memory, downloaded by torchvision when it is not under `root` yet.
 
+    A folder of images has `train` and `test` inside, and these one subfolder for each class, in alphabetical order, as
+    torchvision's ImageFolder reads them. All images have one size; they are read as colour. A folder `root`/`name` of that kind
+    is used instead of a download.
+
     Args:
-        name: "mnist", "fashion", "cifar10", or the path of a folder with one subfolder of images for each class.
+        name: "mnist", "fashion", "cifar10", or the path of a folder of images.
         root: where torchvision keeps its data sets.
-        train: the training part or the test part; a folder has `train` and `test` inside.
+        train: the training part or the test part.
 
     Returns:
         images, uint8 [N, C, H, W], and labels, int64 [N].
 
     Raises:
-        ValueError: when the name is neither a known data set nor a folder.
+        ValueError: when the name is neither a known data set nor a folder, or when images differ in size.
         RuntimeError: when the download fails; it says what to do by hand.
     """
-    if name not in DATASETS:
-        return _load_folder(Path(name) / ("train" if train else "test"))
+    folder = Path(root, name) if name in DATASETS else Path(name)
+    if name not in DATASETS or (folder / "train").is_dir():
+        return _load_folder(folder / ("train" if train else "test"))
     from torchvision import datasets
 
     try:
@@ -69,8 +74,19 @@ def _load_folder(folder: Path) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import ImageFolder
 
     dataset = ImageFolder(str(folder))
-    images = np.stack([np.asarray(image) for image, _ in dataset])
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
+    images = [np.asarray(image) for image, _ in dataset]
+    for (path, _), image in zip(dataset.samples, images, strict=True):
+        if image.shape != images[0].shape:
+            raise ValueError(
+                f"{path} has {image.shape[1]}×{image.shape[0]} pixels, the first image has {images[0].shape[1]}×"
+                f"{images[0].shape[0]}; give all images of the data set one size"
+            )
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
+
+
+def bundled_samples() -> list[str]:
+    """Names of the data sets of which :func:`bundled_sample` has images."""
+    return sorted(path.name.removesuffix("-sample.npz") for path in PRETRAINED.glob("*-sample.npz"))
 
 
 def bundled_sample(name: str) -> tuple[Tensor, Tensor]:
@@ -84,7 +100,6 @@ def bundled_sample(name: str) -> tuple[Tensor, Tensor]:
     """
     path = PRETRAINED / f"{name}-sample.npz"
     if not path.exists():
-        shipped = sorted(p.name.removesuffix("-sample.npz") for p in PRETRAINED.glob("*-sample.npz"))
-        raise ValueError(f"no bundled sample {name!r}; shipped are: {', '.join(shipped)}")
+        raise ValueError(f"no bundled sample {name!r}; shipped are: {', '.join(bundled_samples())}")
     with np.load(path, allow_pickle=False) as arrays:
         return to_model_range(torch.from_numpy(arrays["images"])), torch.from_numpy(arrays["labels"])

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ddimlib.denoisers import LabelledDenoiser, VelocityDenoiser
 from ddimlib.inversion import invert
-from ddimlib.metrics import Judge
+from ddimlib.metrics import InceptionDistance, Judge
 from ddimlib.samplers import Eta, ddim, sample
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import write_json
@@ -70,6 +70,8 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
     progress: bool = True,
+    inception: InceptionDistance | None = None,
+    bf16: bool = False,
 ) -> dict[str, Any]:
     """Sample n images for every pair (S, η), from the same starting noise, and judge them.
 
@@ -84,9 +86,12 @@ def evaluate(
         out: the JSON file.
         facts: provenance; joins the list under "provenance", which has one entry for each command that made rows.
         spacing, guidance, seed, batch_size, progress: see :func:`ddimlib.sample`.
+        inception: measures FID, too.
+        bf16: compute the network in bfloat16 where torch's autocast allows it; the judge stays in float32.
 
     Returns:
-        The table: "settings", "judge", "provenance", and "rows" of steps, eta, accuracy (in [0, 1]), frechet, seconds.
+        The table: "settings", "judge", "provenance", and "rows" of steps, eta, accuracy (in [0, 1]), frechet, fid (with
+        `inception`), seconds.
 
     Raises:
         ValueError: when the file at `out` belongs to another network or other settings.
@@ -94,21 +99,25 @@ def evaluate(
     settings = {
         "weights": weights_digest(model), "samples": n, "spacing": spacing, "guidance": guidance, "seed": seed,
     }  # fmt: skip
+    settings |= {"bf16": True} if bf16 else {}
+    settings |= {"fid_real_images": inception.real_images} if inception else {}
     table = {"settings": settings, "judge": judge.facts} | _begin_or_continue(out, settings, facts)
     done = {(row["steps"], row["eta"]) for row in table["rows"]}
     labels = evaluation_labels(n, model.num_classes or 1)
     for S, eta in ((S, eta) for S in steps for eta in etas if (S, eta) not in done):
         begin = time.perf_counter()
-        images = sample(
-            model, schedule, (n, *model.image_shape), S, eta, spacing, seed,
-            labels=labels, guidance=guidance, batch_size=batch_size, progress=progress,
-        )  # fmt: skip
+        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
+            images = sample(
+                model, schedule, (n, *model.image_shape), S, eta, spacing, seed,
+                labels=labels, guidance=guidance, batch_size=batch_size, progress=progress,
+            )  # fmt: skip
         seconds = time.perf_counter() - begin
         row = {
             "steps": S,
             "eta": eta,
             "accuracy": round(judge.accuracy(images, labels), 4),
             "frechet": round(judge.frechet_distance(images), 4),
+            **({"fid": round(inception(images), 3)} if inception else {}),
             "seconds": round(seconds, 1),
         }
         table["rows"].append(row)

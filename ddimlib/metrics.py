@@ -1,14 +1,17 @@
 """How good are the samples: recognised as the class that was asked for, and distributed like real images."""
 
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddimlib.data import PRETRAINED, load_dataset, to_model_range
+from ddimlib.data import DATASETS, PRETRAINED, load_dataset, to_bytes, to_model_range
 from ddimlib.storage import read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -24,6 +27,8 @@ class Classifier(nn.Sequential):
         channels: image channels C.
         num_classes: number of classes.
     """
+
+    num_features = 64
 
     def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
         def block(i: int, o: int, stride: int) -> nn.Sequential:
@@ -43,17 +48,68 @@ class Classifier(nn.Sequential):
         return self[0]
 
 
+class Shortcut(nn.Sequential):
+    """Layers that add to what they are given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class ResidualClassifier(nn.Sequential):
+    """A deeper classifier, for colour images in [-1, 1], [B, C, H, W] with H and W multiples of 8.
+
+    One convolution, then three that halve the resolution, two of them with a residual block: 2.4 million weights. It is the
+    network of Page 2018, "How to train your ResNet", with half of its last width.
+
+    Args:
+        channels: image channels C.
+        num_classes: number of classes.
+    """
+
+    num_features = 256
+
+    def __init__(self, channels: int = 3, num_classes: int = 10) -> None:
+        def block(i: int, o: int) -> list[nn.Module]:
+            return [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
+
+        def halved(i: int, o: int) -> list[nn.Module]:
+            return [*block(i, o), nn.MaxPool2d(2)]
+
+        super().__init__(
+            nn.Sequential(
+                *block(channels, 64),
+                *halved(64, 128), Shortcut(*block(128, 128), *block(128, 128)),
+                *halved(128, 256),
+                *halved(256, 256), Shortcut(*block(256, 256), *block(256, 256)),
+                nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            ),
+            nn.Linear(256, num_classes),
+        )  # fmt: skip
+
+    @property
+    def features(self) -> nn.Module:
+        """The part below the class scores: images to 256 features, [B, 256]."""
+        return self[0]
+
+
 class FeatureExtractor(nn.Module):
-    """What the Fréchet distance looks through: a classifier's features, with their number where torchmetrics expects it."""
+    """What a Fréchet distance looks through: features computed on a device and summed up, in float64, on the CPU.
 
-    num_features = 64
+    Args:
+        features: images to [B, num_features].
+        num_features: their number, where torchmetrics expects it.
+        device: where `features` is.
+    """
 
-    def __init__(self, classifier: Classifier) -> None:
+    def __init__(self, features: nn.Module, num_features: int, device: str | torch.device = "cpu") -> None:
         super().__init__()
-        self.features = classifier.features
+        self.features = features
+        self.num_features = num_features
+        self.device = device
 
+    @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        return self.features(images)
+        return self.features(images.to(self.device)).cpu()
 
 
 class Judge:
@@ -66,13 +122,19 @@ class Judge:
         classifier: trained, see :func:`train_classifier`.
         reference: what :meth:`reference_state` returned.
         facts: facts about the two: "test_accuracy", in [0, 1], and "floor", the Fréchet distance between train and test.
+        device: where the classifier works.
     """
 
     def __init__(
-        self, classifier: Classifier, reference: dict[str, Tensor] | None = None, facts: dict | None = None
+        self,
+        classifier: "Classifier | ResidualClassifier",
+        reference: dict[str, Tensor] | None = None,
+        facts: dict | None = None,
+        device: str | torch.device = "cpu",
     ) -> None:
-        self.classifier = classifier.eval()
+        self.classifier = classifier.to(device).eval()
         self.facts = facts or {}
+        self.device = device
         self._reference = reference
 
     @cached_property
@@ -80,34 +142,40 @@ class Judge:
         """The Fréchet distance to the reference: made when it is first asked for, since its import takes seconds."""
         from torchmetrics.image.fid import FrechetInceptionDistance
 
-        metric = FrechetInceptionDistance(FeatureExtractor(self.classifier), reset_real_features=False)
+        extractor = FeatureExtractor(self.classifier.features, self.classifier.num_features, self.device)
+        metric = FrechetInceptionDistance(extractor, reset_real_features=False)
         metric.persistent(True)
         if self._reference is not None:
             metric.load_state_dict(self._reference, strict=False)
         return metric
 
     @classmethod
-    def load(cls, name: str) -> "Judge":
-        """The shipped judge of "mnist" or "fashion", or one of your own, by the path of its .safetensors file.
+    def load(cls, name: str, device: str | torch.device = "cpu") -> "Judge":
+        """The shipped judge of a data set, such as "mnist", or one of your own, by the path of its .safetensors file.
 
         Raises:
             FileNotFoundError: when there is no such file.
             ValueError: when the file is damaged, or does not hold a judge.
         """
         path = name if name.endswith(".safetensors") else PRETRAINED / f"{name}-classifier.safetensors"
+        if name in DATASETS and not Path(path).exists():
+            raise FileNotFoundError(f"no judge of {name} is shipped; `python -m ddimlib judge {name}` makes one")
         tensors, facts = read_tensors(path)
         if "floor" not in facts:
             raise ValueError(
                 f"{path} was written by ddimlib but holds no judge; did you mean the file of a classifier?"
             )
-        classifier = Classifier(facts["channels"], facts["num_classes"])
+        classifier = JUDGES[facts.get("kind", "small")].network(facts["channels"], facts["num_classes"])
         reference = {k: v for k, v in tensors.items() if k.startswith("real_")}
         classifier.load_state_dict({k: v for k, v in tensors.items() if k not in reference})
-        return cls(classifier, reference, facts)
+        return cls(classifier, reference, facts, device)
 
     def save(self, path: str | Path) -> None:
         """Write classifier, reference and facts to one safetensors file."""
-        write_tensors(path, self.classifier.state_dict() | self.reference_state(), self.facts)
+        weights: dict[str, Tensor] = self.classifier.state_dict()
+        if self.facts.get("stored_as") == "float16":
+            weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+        write_tensors(path, weights | self.reference_state(), self.facts)
 
     @torch.no_grad()
     def observe_real(self, images: Tensor) -> None:
@@ -116,17 +184,17 @@ class Judge:
             self._metric.update(part, real=True)
 
     def reference_state(self) -> dict[str, Tensor]:
-        """Sums over the features of the real images: enough for the Fréchet distance, 33 KB instead of a data set."""
+        """Sums over the features of the real images: enough for the Fréchet distance, and far smaller than they are."""
         return {k: v for k, v in self._metric.state_dict().items() if k.startswith("real_")}
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """The most likely class of each image, int64 [N]."""
-        return torch.cat([self.classifier(part).argmax(1) for part in images.cpu().split(500)])
+        return torch.cat([self.classifier(part.to(self.device)).argmax(1).cpu() for part in images.split(500)])
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Share of the images, in [0, 1], that are recognised as their label."""
-        return float((self.predict(images) == labels).double().mean())
+        return float((self.predict(images) == labels.cpu()).double().mean())
 
     @torch.no_grad()
     def frechet_distance(self, images: Tensor) -> float:
@@ -141,51 +209,179 @@ class Judge:
         if len(images) < 2:
             raise ValueError(f"a Fréchet distance needs at least 2 images, got {len(images)}")
         self._metric.reset()
-        for part in images.cpu().split(500):
+        for part in images.split(500):
             self._metric.update(part, real=False)
         return float(self._metric.compute())
 
 
+class InceptionDistance:
+    """The FID of published tables: the Fréchet distance between Inception-v3's features of samples and of real images.
+
+    Torchmetrics computes it; the package torch-fidelity, which must be installed, brings Inception and downloads its weights
+    (91 MB) on first use. Published values are for 50,000 samples; with fewer, the distance comes out larger.
+
+    Args:
+        real: the real images, uint8 [N, C, H, W]; grey ones are repeated in three channels.
+        device: where Inception works.
+        network: another network instead of Inception: uint8 [B, 3, H, W] to features, [B, network.num_features].
+
+    Raises:
+        RuntimeError: when torch-fidelity is missing or Inception's weights cannot be fetched; it says what to do.
+    """
+
+    def __init__(self, real: Tensor, device: str | torch.device = "cpu", network: nn.Module | None = None) -> None:
+        from torchmetrics.image.fid import FrechetInceptionDistance
+
+        try:
+            self.metric = FrechetInceptionDistance(2048 if network is None else network, reset_real_features=False)
+        except ModuleNotFoundError as error:
+            raise RuntimeError(
+                f"Inception's FID needs a package that is not installed ({error}); try: pip install torch-fidelity"
+            ) from error
+        except (OSError, RuntimeError) as error:
+            raise RuntimeError(
+                f"Inception's weights could not be fetched ({error}); connect to the network once, or copy the file "
+                f"weights-inception-2015-12-05-6726825d.pth of torch-fidelity's releases to {torch.hub.get_dir()}/checkpoints"
+            ) from error
+        num_features = len(self.metric.real_features_sum)
+        self.metric.inception = FeatureExtractor(self.metric.inception.to(device).eval(), num_features, device)
+        self.real_images = len(real)
+        self._update(real, real=True)
+
+    def __call__(self, images: Tensor) -> float:
+        """The FID of images in [-1, 1], [N, C, H, W], N ≥ 2, to the real ones; they are rounded to bytes first."""
+        self.metric.reset()
+        self._update(to_bytes(images), real=False)
+        return float(self.metric.compute())
+
+    def _update(self, images: Tensor, real: bool) -> None:
+        for part in images.split(100):
+            self.metric.update(part.expand(-1, 3, -1, -1), real=real)
+
+
+@dataclass(frozen=True)
+class JudgeRecipe:
+    """How a judge's classifier is made.
+
+    Attributes:
+        network: called as network(channels, num_classes).
+        epochs: passes over the training images.
+        batch_size: images a step.
+        optimizer: called as optimizer(parameters); its rate follows one cycle up to `peak_rate`, and down.
+        peak_rate: the highest learning rate.
+        shift: images are shifted by up to so many pixels.
+        flip: mirror half of them left to right.
+        hole: side of the grey square that hides a part of each image (DeVries & Taylor 2017, "Cutout").
+        label_smoothing: share of the target that goes to all classes alike.
+        half: store the classifier as float16; its facts are those of the rounded weights.
+    """
+
+    network: Callable[[int, int], Classifier | ResidualClassifier]
+    epochs: int
+    batch_size: int
+    optimizer: Callable[..., torch.optim.Optimizer]
+    peak_rate: float
+    shift: int
+    flip: bool = False
+    hole: int = 0
+    label_smoothing: float = 0.05
+    half: bool = False
+
+
+JUDGES = {
+    "small": JudgeRecipe(Classifier, 12, 128, partial(torch.optim.AdamW, weight_decay=0.02), 5e-3, shift=2),
+    "residual": JudgeRecipe(
+        ResidualClassifier, 40, 512, partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        0.4, shift=4, flip=True, hole=8, label_smoothing=0.1, half=True,
+    ),
+}  # fmt: skip
+"""By name: "small" judges grey images, "residual" colour."""
+
+
+def augmented(x: Tensor, shift: int, flip: bool, hole: int) -> Tensor:
+    """Each image shifted, mirrored and cut out at random, see :class:`JudgeRecipe`; borders are filled by reflection.
+
+    Args:
+        x: [B, C, H, W] in [-1, 1].
+    """
+    n, _, height, width = x.shape
+    offset = torch.randint(0, 2 * shift + 1, (2, n, 1), device=x.device)
+    rows = offset[0] + torch.arange(height, device=x.device)
+    columns = offset[1] + torch.arange(width, device=x.device)
+    if flip:
+        columns = torch.where(torch.rand(n, 1, device=x.device) < 0.5, columns.flip(1), columns)
+    image = torch.arange(n, device=x.device)[:, None, None]
+    padded = F.pad(x, (shift, shift, shift, shift), mode="reflect").permute(0, 2, 3, 1)
+    x = padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    if hole:
+        top = torch.randint(1 - hole, height, (n, 1), device=x.device)
+        left = torch.randint(1 - hole, width, (n, 1), device=x.device)
+        row, column = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
+        inside_rows, inside_columns = (row >= top) & (row < top + hole), (column >= left) & (column < left + hole)
+        x = x.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0)
+    return x
+
+
 def train_classifier(
-    name: str, root: str | Path = "data", epochs: int = 8, seed: int = 0, progress: bool = True
+    name: str,
+    root: str | Path = "data",
+    epochs: int | None = None,
+    seed: int = 0,
+    progress: bool = True,
+    device: str | torch.device = "cpu",
 ) -> Judge:
     """Train the classifier of a judge on a data set's training part; its facts are measured on the test part.
 
     Args:
-        name, root: see :func:`ddimlib.data.load_dataset`.
-        epochs: passes over the training images, each shifted by up to two pixels.
-        seed: of the weights, the order and the shifts.
+        name, root: see :func:`ddimlib.data.load_dataset`. Colour images are judged by a :class:`ResidualClassifier`.
+        epochs: passes over the training images; by default, those of :data:`JUDGES`.
+        seed: of the weights, the order and the distortions.
+        progress: show a progress bar.
+        device: where to train.
     """
     images, labels = load_dataset(name, root, train=True)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        classifier = Classifier(images.shape[1], int(labels.max()) + 1).to(memory_format=torch.channels_last)
-        steps = epochs * (len(images) // 128)
-        optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.02)
-        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
-        with tqdm(total=steps, disable=not progress, desc="classifier") as bar:
-            for _ in range(epochs):
-                for chosen in torch.randperm(len(images))[: steps // epochs * 128].split(128):
-                    x = nn.functional.pad(to_model_range(images[chosen]), (2, 2, 2, 2), value=-1)
-                    i, j = torch.randint(0, 5, (2,)).tolist()
-                    x = x[:, :, i : i + images.shape[2], j : j + images.shape[3]]
-                    loss = nn.functional.cross_entropy(classifier(x), labels[chosen], label_smoothing=0.05)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    rate.step()
-                    bar.update()
     test_images, test_labels = load_dataset(name, root, train=False)
-    test_images = to_model_range(test_images)
-    judge = Judge(classifier)
-    judge.observe_real(to_model_range(images))
-    judge.facts = {
-        "channels": images.shape[1],
-        "num_classes": int(labels.max()) + 1,
+    channels, num_classes = images.shape[1], int(labels.max()) + 1
+    kind = "small" if channels == 1 else "residual"
+    recipe = JUDGES[kind]
+    epochs, batch_size = epochs or recipe.epochs, min(recipe.batch_size, len(images))
+    steps = epochs * (len(images) // batch_size)
+    device = torch.device(device)
+    images, labels = images.to(device), labels.to(device)
+    with (
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+        tqdm(total=steps, disable=not progress, desc="classifier") as bar,
+    ):
+        torch.manual_seed(seed)
+        classifier = recipe.network(channels, num_classes).to(device).to(memory_format=torch.channels_last)
+        optimizer = recipe.optimizer(classifier.parameters())
+        rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_rate, total_steps=steps)
+        for _ in range(epochs):
+            order = torch.randperm(len(images), device=device)[: steps // epochs * batch_size]
+            for chosen in order.split(batch_size):
+                x = augmented(to_model_range(images[chosen]), recipe.shift, recipe.flip, recipe.hole)
+                scores = classifier(x.contiguous(memory_format=torch.channels_last))
+                loss = F.cross_entropy(scores, labels[chosen], label_smoothing=recipe.label_smoothing)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                rate.step()
+                bar.update()
+    if recipe.half:
+        classifier = classifier.half().float()
+    facts = {
+        "kind": kind,
+        "channels": channels,
+        "num_classes": num_classes,
         "data": name,
         "epochs": epochs,
-        "test_accuracy": judge.accuracy(test_images, test_labels),
-        "floor": judge.frechet_distance(test_images),
+        "stored_as": "float16" if recipe.half else "float32",
+    }
+    judge = Judge(classifier, facts=facts, device=device)
+    judge.observe_real(to_model_range(images))
+    judge.facts |= {
+        "test_accuracy": judge.accuracy(to_model_range(test_images), test_labels),
+        "floor": judge.frechet_distance(to_model_range(test_images)),
         "test_images": len(test_images),
     }
     return judge

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ddimlib.data import PRETRAINED
+from ddimlib.data import DATASETS, PRETRAINED
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import read_tensors, write_tensors
@@ -18,9 +18,14 @@ def build_model(network: Mapping[str, Any], schedule: NoiseSchedule) -> Velocity
     return VelocityDenoiser(UNet(**network), schedule)
 
 
-def save_model(path: str | Path, model: VelocityDenoiser, schedule: NoiseSchedule, network: Mapping[str, Any]) -> None:
-    """Write weights, betas and the network's arguments to one safetensors file, atomically."""
-    weights = {f"network.{name}": value for name, value in model.network.state_dict().items()}
+def save_model(
+    path: str | Path, model: VelocityDenoiser, schedule: NoiseSchedule, network: Mapping[str, Any], half: bool = False
+) -> None:
+    """Write weights, betas and the network's arguments to one safetensors file, atomically.
+
+    With `half`, the weights are rounded to float16, in half the space; :func:`load_model` gives them back as float32.
+    """
+    weights = {f"network.{k}": v.half() if half else v for k, v in model.network.state_dict().items()}
     write_tensors(path, weights | {"betas": schedule.beta[1:]}, {"network": dict(network)})
 
 
@@ -55,8 +60,13 @@ def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[Velo
         device: where to put it.
 
     Raises:
-        ValueError: when no network of that name is shipped.
+        ValueError: when no network of that name is shipped; where it can be made, it says how.
     """
     if name not in available():
-        raise ValueError(f"no pretrained network {name!r}; shipped are: {', '.join(available()) or 'none'}")
+        make = (
+            f"; `python -m ddimlib train {name}` makes it (on a CUDA GPU, if there is one), and load_model reads its file"
+            if name in DATASETS
+            else ""
+        )
+        raise ValueError(f"no pretrained network {name!r}; shipped are: {', '.join(available()) or 'none'}{make}")
     return load_model(PRETRAINED / f"{name}.safetensors", device)

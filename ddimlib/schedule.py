@@ -179,7 +179,9 @@ class NoiseSchedule:
                 )
             coefficient = coefficient.reshape(-1, *[1] * (x.ndim - 1))
         # a 0-d tensor stays on the host: torch multiplies any device's tensor by it without a copy
-        return coefficient.to(dtype=x.dtype, device=x.device) if coefficient.ndim else coefficient.to(x.dtype)
+        if not coefficient.ndim:
+            return coefficient.to(x.dtype)
+        return coefficient.to(dtype=x.dtype, device=x.device, non_blocking=True)  # the host need not wait
 
     def _check_time(self, t: Time, first: int = 0) -> Time:
         t = t.cpu() if isinstance(t, Tensor) else t

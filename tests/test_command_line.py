@@ -15,7 +15,7 @@ from PIL import Image
 from ddimlib import evaluation, training
 from ddimlib.__main__ import main
 from ddimlib.evaluation import evaluate, evaluation_labels, reconstruct, weights_digest
-from ddimlib.metrics import Classifier, Judge
+from ddimlib.metrics import Classifier, InceptionDistance, Judge
 from ddimlib.pretrained import build_model, load_model, save_model
 from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
@@ -47,6 +47,23 @@ def mnist_root(tmp_path):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, 300, 28, 28) + images.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 300) + labels.tobytes())
     return tmp_path / "data"
+
+
+def write_colour_images(folder, size=32, per_class=4):
+    """Random images of two classes, where ImageFolder finds them."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for k in range(2 * per_class):
+            path = folder / part / "ab"[k % 2] / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def colour_root(tmp_path):
+    """A folder with sixteen random images in place of CIFAR-10."""
+    write_colour_images(tmp_path / "colour" / "cifar10")
+    return tmp_path / "colour"
 
 
 def picture(path):
@@ -147,6 +164,46 @@ def test_training_runs_to_its_end_and_its_model_can_be_sampled(mnist_root, tmp_p
     assert "another configuration" in capsys.readouterr().err
 
 
+def test_a_folder_of_images_trains_a_network_of_their_shape(tmp_path):
+    write_colour_images(tmp_path / "things", size=16)
+    out = tmp_path / "run"
+    arguments = ["train", str(tmp_path / "things"), "--recipe", "mnist", "--network", '{"widths": [8, 8, 8]}']
+    assert main([*arguments, "--out", str(out), "--steps", "1", "--batch-size", "8", "--quiet"]) == 0
+    model, _ = load_model(out / "model.safetensors")
+    assert (model.image_shape, model.num_classes) == ((3, 16, 16), 2)
+    assert json.loads((out / "model.json").read_text())["data"] == str(tmp_path / "things")
+
+
+def test_training_in_minutes_says_that_it_is_unfinished_and_continues(mnist_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, training.TrainingConfig(steps=2)))
+    out = tmp_path / "run"
+    arguments = ["train", "mnist", "--root", str(mnist_root), "--out", str(out), "--batch-size", "8", "--quiet"]
+    assert main([*arguments, "--minutes", "0"]) == 3
+    message = capsys.readouterr().err
+    assert message.startswith("unfinished: 1 of 2 steps")
+    assert "the same command again" in message
+    assert not (out / "model.safetensors").exists()
+    assert main([*arguments, "--minutes", "10"]) == 0
+    assert json.loads((out / "model.json").read_text())["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "imagenet"], "no data set 'imagenet'"),
+        (["judge", "imagenet"], "no data set 'imagenet'"),
+        (["sample", "--model", "cifar10"], "python -m ddimlib train cifar10"),
+        (["evaluate", "--model", "mnist", "--judge", "cifar10"], "python -m ddimlib judge cifar10"),
+    ],
+)
+def test_what_is_not_there_is_named_with_the_way_to_get_it(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ddimlib.pretrained.available", lambda: ["mnist"])
+    monkeypatch.setattr("ddimlib.metrics.PRETRAINED", tmp_path)
+    assert main([*arguments, "--quiet"]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_training_can_start_from_the_weights_of_a_model(mnist_root, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, training.TrainingConfig(steps=1)))
     out = tmp_path / "run"
@@ -233,6 +290,34 @@ def test_a_continued_table_keeps_the_provenance_of_all_its_rows(tiny_model, judg
     table = json.loads(out.read_text())
     assert table["provenance"] == [{"device": "a laptop"}, {"device": "a server"}]
     assert len(table["rows"]) == 4
+
+
+def test_fid_and_precision_are_in_the_table_when_asked_for(tiny_model, judge, tmp_path, monkeypatch):
+    class Stub(torch.nn.Module):
+        num_features = 3
+
+        def forward(self, images):
+            assert not torch.is_autocast_enabled("cpu")
+            return images.float().mean((2, 3))
+
+    seen = []
+
+    def spied(*arguments, **options):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return images
+
+    torch.manual_seed(0)
+    images = torch.rand(20, 1, 28, 28)
+    monkeypatch.setattr(evaluation, "sample", spied)
+    inception = InceptionDistance(torch.zeros(30, 1, 28, 28, dtype=torch.uint8), network=Stub())
+    one = {"steps": [1], "etas": [0.0]}
+    plain = evaluate_tiny(tiny_model, judge, tmp_path / "plain.json", **one)
+    table = evaluate_tiny(tiny_model, judge, tmp_path / "table.json", inception=inception, bf16=True, **one)
+    assert seen == [False, True]
+    assert table["settings"] == plain["settings"] | {"bf16": True, "fid_real_images": 30}
+    assert "fid" not in plain["rows"][0]
+    assert table["rows"][0]["fid"] == pytest.approx(inception(images), abs=1e-3)
+    assert table["rows"][0]["frechet"] == plain["rows"][0]["frechet"]  # the judge stays in float32
 
 
 def test_a_table_of_other_settings_is_not_overwritten(tiny_model, judge, tmp_path):
@@ -335,7 +420,7 @@ def test_reconstruct_asks_for_no_more_images_than_there_are(tiny_model, tmp_path
     out = tmp_path / "table.json"
     for n in ("0", "201"):
         assert main(["reconstruct", "--model", str(tiny_model), "--data", "mnist", "--n", n, "--out", str(out)]) == 2
-        assert f"must lie in 1..200, the number of bundled images, got {n}" in capsys.readouterr().err
+        assert f"must lie in 1..200, the number of images at hand, got {n}" in capsys.readouterr().err
     assert main(["reconstruct", "--model", str(tiny_model), "--out", str(out)]) == 2  # whose images?
     assert "shipped are: fashion, mnist" in capsys.readouterr().err
     assert not out.exists()
@@ -345,31 +430,34 @@ def test_labels_come_equally_often():
     assert evaluation_labels(30, 10).bincount().tolist() == [3] * 10
 
 
-def test_weights_are_made_from_training_to_tables_by_one_command(mnist_root, tmp_path, monkeypatch):
+def test_weights_are_made_from_training_to_tables_by_one_command(colour_root, tmp_path, monkeypatch):
     shipped, runs = tmp_path / "shipped", tmp_path / "runs"
-    sizes = ["EPOCHS=1", "N=4", "QUALITY=2", "STEPS=2 3", "ETA_STEPS=2", "RECONSTRUCTION_STEPS=2 3", "IMAGES=2"]
+    train = """TRAIN=--steps 2 --batch-size 8 --network '{"widths": [8, 16, 16], "blocks": [1, 1, 1]}'"""
+    tables = ["EPOCHS=1", "N=4", "QUALITY=2", "STEPS=2 3", "ETA_STEPS=2", "RECONSTRUCTION_STEPS=2 3", "IMAGES=2"]
+    sizes = [*tables, train]
     places = [
-        "TRAIN=--steps 2 --batch-size 8",
-        f"DATA={mnist_root}",
+        f"DATA={colour_root}",
         f"RUNS={runs}",
         f"SHIPPED={shipped}",
         f"BIN={Path(sys.executable).parent}",
         "STAMP=",
     ]
     monkeypatch.chdir(Path(__file__).parent.parent)
-    command = ["make", "weights", "NETWORKS=mnist", *sizes, *places]
+    command = ["make", "weights", "NETWORKS=cifar10", *sizes, *places]
     subprocess.run(command, check=True, capture_output=True)
-    model, _ = load_model(shipped / "pretrained" / "mnist.safetensors")
-    card = json.loads((shipped / "pretrained" / "mnist.json").read_text())
-    assert card["steps"] == 2
+    model, _ = load_model(shipped / "pretrained" / "cifar10.safetensors")
+    assert model.image_shape == (3, 32, 32)
+    judge = Judge.load(str(shipped / "pretrained" / "cifar10-classifier.safetensors"))
+    card = json.loads((shipped / "pretrained" / "cifar10.json").read_text())
+    assert (card["steps"], card["stored_as"], judge.facts["stored_as"]) == (2, "float16", "float16")
     for kind, rows in {"quality": 1, "steps": 2, "eta": 5, "reconstruction": 4}.items():
-        table = json.loads((shipped / "results" / f"mnist-{kind}.json").read_text())
+        table = json.loads((shipped / "results" / f"cifar10-{kind}.json").read_text())
         assert table["settings"]["weights"] == card["quality"]["settings"]["weights"] == weights_digest(model)
         assert len(table["rows"]) == rows
         if kind != "reconstruction":
-            assert table["judge"] == Judge.load(str(shipped / "pretrained" / "mnist-classifier.safetensors")).facts
+            assert table["judge"] == judge.facts
     # a second time, nothing is made again; a table that was cut off is finished
-    (runs / "mnist" / "steps.json").rename(runs / "mnist" / "steps.part.json")
+    (runs / "cifar10" / "steps.json").rename(runs / "cifar10" / "steps.part.json")
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "ddimlib train" not in again
     assert again.count("ddimlib evaluate") == 1

@@ -45,19 +45,19 @@ def fake(data, targets):
     return Fake
 
 
-def test_grey_images_get_a_channel(monkeypatch):
+def test_grey_images_get_a_channel(monkeypatch, tmp_path):
     pixels = torch.arange(2 * 28 * 28).reshape(2, 28, 28).to(torch.uint8)
     monkeypatch.setattr("torchvision.datasets.MNIST", fake(pixels, torch.tensor([3, 1])))
-    images, labels = load_dataset("mnist")
+    images, labels = load_dataset("mnist", tmp_path)
     assert torch.equal(images, pixels[:, None])
     assert labels.tolist() == [3, 1]
-    assert len(load_dataset("mnist", train=False)[0]) == 1
+    assert len(load_dataset("mnist", tmp_path, train=False)[0]) == 1
 
 
-def test_colours_move_to_the_front(monkeypatch):
+def test_colours_move_to_the_front(monkeypatch, tmp_path):
     pixels = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
     monkeypatch.setattr("torchvision.datasets.CIFAR10", fake(pixels, [3, 1]))
-    images, labels = load_dataset("cifar10")
+    images, labels = load_dataset("cifar10", tmp_path)
     assert images.shape == (2, 3, 4, 5)
     assert images[1, 2, 3, 4] == pixels[1, 3, 4, 2]
     assert labels.dtype == torch.int64
@@ -84,6 +84,22 @@ def test_a_folder_of_images_is_a_data_set(tmp_path):
     assert images[:, :, 0, 0].tolist() == [[0, 0, 255], [200, 0, 255], [100, 0, 255]]
     assert labels.tolist() == [0, 0, 1]
     assert load_dataset(str(tmp_path), train=False)[0][0, 0, 0, 0] == 50
+
+
+def test_a_folder_named_as_a_data_set_comes_before_the_download(tmp_path, monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", fake(np.zeros((2, 4, 5, 3), dtype=np.uint8), [3, 1]))
+    for part, shade in {"train": 10, "test": 20}.items():
+        (tmp_path / "cifar10" / part / "a").mkdir(parents=True)
+        Image.new("RGB", (5, 4), (shade, 0, 0)).save(tmp_path / "cifar10" / part / "a" / "0.png")
+    assert [load_dataset("cifar10", tmp_path, train)[0].max() for train in (True, False)] == [10, 20]
+
+
+def test_images_of_different_sizes_are_refused_by_name(tmp_path):
+    (tmp_path / "train" / "a").mkdir(parents=True)
+    for name, size in {"0": (5, 4), "1": (4, 4)}.items():
+        Image.new("RGB", size).save(tmp_path / "train" / "a" / f"{name}.png")
+    with pytest.raises(ValueError, match=r"1\.png has 4×4 pixels, the first image has 5×4"):
+        load_dataset(str(tmp_path))
 
 
 def test_an_unknown_data_set_is_refused():

@@ -66,6 +66,28 @@ def test_a_saved_model_comes_back_the_same(tmp_path):
     assert again.image_shape == (1, 8, 8)
 
 
+def test_weights_can_be_stored_in_half_the_space(tmp_path):
+    torch.manual_seed(0)
+    network = {"widths": (64, 64), "blocks": (1, 1), "attention": (False, False), "image_size": 8}
+    schedule = NoiseSchedule.linear(30)
+    model = build_model(network, schedule)
+    save_model(tmp_path / "whole.safetensors", model, schedule, network)
+    save_model(tmp_path / "half.safetensors", model, schedule, network, half=True)
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("half", "whole")]
+    assert sizes[0] < 0.6 * sizes[1]
+    again, same_schedule = load_model(tmp_path / "half.safetensors")
+    assert torch.equal(same_schedule.alpha_bar, schedule.alpha_bar)
+    for ours, theirs in zip(model.parameters(), again.parameters(), strict=True):
+        assert theirs.dtype == torch.float32
+        assert torch.equal(theirs, ours.half().float())
+
+
+def test_a_network_that_can_be_made_is_named_with_its_command(monkeypatch):
+    monkeypatch.setattr("ddimlib.pretrained.available", lambda: ["mnist"])
+    with pytest.raises(ValueError, match="'cifar10'; shipped are: mnist; `python -m ddimlib train cifar10` makes it"):
+        load_pretrained("cifar10")
+
+
 def test_an_unknown_name_and_a_foreign_file_are_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="no pretrained network 'imagenet'; shipped are: fashion, mnist"):
         load_pretrained("imagenet")

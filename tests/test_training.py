@@ -46,12 +46,12 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
-def make(config: TrainingConfig = CONFIG, checkpoint=None, network=NETWORK, labels: bool = True) -> Trainer:
+def make(config: TrainingConfig = CONFIG, checkpoint=None, network=NETWORK, labels: bool = True, **options) -> Trainer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_model(network, SCHEDULE)
     images, classes = data()
-    return Trainer(model, SCHEDULE, images, classes if labels else None, config, checkpoint)
+    return Trainer(model, SCHEDULE, images, classes if labels else None, config, checkpoint, **options)
 
 
 def state(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -225,6 +225,40 @@ def test_the_average_follows_its_recursion(decay):
     assert max((a - w).abs().max().item() for a, w in different) > 1e-3
 
 
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_is_for_the_network_only():
+    exact, rough = make(), make(bf16=True)
+    assert (exact.bf16, rough.bf16) == (False, True)  # on a CPU it has to be asked for
+    seen = []
+    rough.model.network.stem.register_forward_hook(lambda module, x, y: seen.append(y.dtype))
+    _, losses = [
+        [trainer.train_step() for trainer in (exact, rough)] for _ in range(2)
+    ]  # a fresh network answers 0 in both
+    assert seen == [torch.bfloat16] * 2
+    assert all(value.dtype in (torch.float32, torch.int64) for value in state(rough).values())
+    assert losses[1].dtype == torch.float32
+    assert 0 < abs(losses[0] - losses[1]) < 0.02 * losses[0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_on_a_gpu_the_host_never_waits_and_the_batches_are_those_of_the_cpu():
+    images, labels = data()
+    model = build_model(NETWORK, SCHEDULE)
+    trainer = Trainer(model, SCHEDULE, images, labels, CONFIG, device="cuda")
+    assert {value.device.type for value in state(trainer).values() if value.ndim} == {"cuda"}
+    for ours, theirs in zip(trainer.batch(5), make().batch(5), strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs)
+    trainer.train_step()  # sets up the optimiser
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = trainer.train_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert loss.isfinite()
+
+
 # --- stop and continue -----------------------------------------------------------------------------------------------
 
 
@@ -245,6 +279,25 @@ def test_a_run_stopped_by_the_keyboard_continues_to_the_same_bits(stop_at, tmp_p
     assert second.step == stop_at
     second.run(progress=False)
     assert_identical(second, uninterrupted)
+
+
+def test_a_run_stopped_by_the_clock_continues_to_the_same_bits(tmp_path, uninterrupted, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    first = make(checkpoint=path)
+    now = iter(range(1000))  # every look at the clock finds it a second later
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    assert first.run(progress=False, stop_after=8) is False
+    monkeypatch.undo()
+    second = make(checkpoint=path)
+    assert 1 < second.step == first.step < CONFIG.steps
+    assert second.run(progress=False, stop_after=3600) is True
+    assert_identical(second, uninterrupted)
+
+
+def test_a_run_without_time_still_makes_one_step(tmp_path):
+    path = tmp_path / "c.safetensors"
+    assert make(checkpoint=path).run(progress=False, stop_after=-1.0) is False
+    assert make(checkpoint=path).step == 1
 
 
 def test_half_a_step_is_never_stored(tmp_path, uninterrupted):
@@ -396,10 +449,20 @@ def test_too_few_images_are_refused():
         make(replace(CONFIG, batch_size=31))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_builds_a_network_of_at_most_four_megabytes(name):
-    model = build_model(RECIPES[name].network, ddimlib.NoiseSchedule.linear())
-    assert 4 * sum(p.numel() for p in model.parameters()) <= 4e6
+@pytest.mark.parametrize(("name", "limit"), [("mnist", 4e6), ("fashion", 4e6), ("cifar10", 20e6)])
+def test_every_recipe_builds_a_network_that_is_small_when_stored(name, limit):
+    recipe = RECIPES[name]
+    model = build_model(recipe.network, ddimlib.NoiseSchedule.linear())
+    assert (2 if recipe.half else 4) * sum(p.numel() for p in model.parameters()) <= limit
+
+
+def test_the_recipe_for_colour_is_the_ddpm_papers():
+    recipe = RECIPES["cifar10"]
+    attends = [size for size, yes in zip((32, 16, 8), recipe.network["attention"], strict=True) if yes]
+    assert (attends, recipe.network["dropout"]) == ([16], 0.1)
+    config = recipe.training
+    assert (config.ema, config.flip, config.loss, config.clip_norm) == (0.9999, True, "noise", 1.0)
+    assert 0 < config.label_dropout < 1
 
 
 def test_weights_that_are_not_finite_are_never_stored(tmp_path):
