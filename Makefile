@@ -25,6 +25,8 @@ weights-cifar10: BATCH = 1000
 QUALITY ?= 10 50
 STEPS ?= 10 20 50 100 250 1000
 ETA_STEPS ?= 10 20 50 100 1000
+RECONSTRUCTION_STEPS ?= 10 20 50 100 200 500 1000
+IMAGES ?= 200
 
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -62,12 +64,12 @@ run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/0
 weights: $(NETWORKS:%=weights-%)  ## Train the shipped networks and measure their tables anew (minutes on a GPU, hours without)
 
 weights-%: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors \
-    $(RUNS)/%/quality.json $(RUNS)/%/steps.json $(RUNS)/%/eta.json
+    $(RUNS)/%/quality.json $(RUNS)/%/steps.json $(RUNS)/%/eta.json $(RUNS)/%/reconstruction.json
 	mkdir -p $(SHIPPED)/pretrained $(SHIPPED)/results
 	cp $(RUNS)/$*/model.safetensors $(SHIPPED)/pretrained/$*.safetensors
 	cp $(RUNS)/$*/model.json $(SHIPPED)/pretrained/$*.json
 	cp $(RUNS)/$*/classifier.safetensors $(SHIPPED)/pretrained/$*-classifier.safetensors
-	for table in quality steps eta; do cp $(RUNS)/$*/$$table.json $(SHIPPED)/results/$*-$$table.json; done
+	for table in quality steps eta reconstruction; do cp $(RUNS)/$*/$$table.json $(SHIPPED)/results/$*-$$table.json; done
 
 $(RUNS)/%/model.safetensors: $(STAMP)
 	$(BIN)/python -m ddimlib train $* --root $(DATA) --out $(RUNS)/$* $(TRAIN)
@@ -88,6 +90,11 @@ $(RUNS)/%/steps.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetenso
 
 $(RUNS)/%/eta.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
 	$(EVALUATE) --steps $(ETA_STEPS) --eta 0 0.2 0.5 1 hat
+	mv $(@:.json=.part.json) $@
+
+$(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
+	$(BIN)/python -m ddimlib reconstruct --model $< --data $* --root $(DATA) --n $(IMAGES) --batch-size 100 \
+	    --steps $(RECONSTRUCTION_STEPS) --iterations 0 3 --out $(@:.json=.part.json)
 	mv $(@:.json=.part.json) $@
 
 # To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test]", then this, then `make test`.

@@ -1,4 +1,4 @@
-"""The command line: python -m ddimlib train | sample | evaluate | judge."""
+"""The command line: python -m ddimlib train | sample | evaluate | reconstruct | judge."""
 
 import argparse
 import io
@@ -13,10 +13,10 @@ from typing import Any, get_args
 import torch
 from PIL import Image
 
-from ddimlib.data import DATA_LICENCES, DATASETS, load_dataset
+from ddimlib.data import DATA_LICENCES, DATASETS, bundled_sample, bundled_samples, load_dataset, to_model_range
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
-from ddimlib.evaluation import evaluate
+from ddimlib.evaluation import evaluate, reconstruct
 from ddimlib.metrics import InceptionDistance, Judge, train_classifier
 from ddimlib.plotting import image_grid
 from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
@@ -170,6 +170,38 @@ def evaluate_command(args: argparse.Namespace) -> None:
     print(f"wrote {out}")
 
 
+def reconstruct_command(args: argparse.Namespace) -> None:
+    """Measure the round trip of real images: encode them, decode, compare."""
+    model, schedule = _load(args.model, args.device)
+    data = args.data or args.model
+    if data in bundled_samples():
+        images, labels = bundled_sample(data)
+    else:
+        pixels, labels = load_dataset(data, args.root, train=False)
+        images = to_model_range(pixels[: args.n])
+    if not 1 <= args.n <= len(images):
+        raise ValueError(f"--n must lie in 1..{len(images)}, the number of images at hand, got {args.n}")
+    out = Path(args.out)
+    table = reconstruct(
+        model,
+        schedule,
+        images[: args.n],
+        labels[: args.n],
+        args.steps,
+        args.iterations,
+        out,
+        provenance(args.device),
+        args.spacing,
+        args.batch_size,
+        progress=not args.quiet,
+    )
+    print(f"{'steps':>5} {'iterations':>10} {'error':>8} {'norm':>6} {'residual':>9}   (mean square, pixels in [0, 1])")
+    for row in table["rows"]:
+        residual = "" if row["residual"] is None else f"{row['residual']:.1e}"
+        print(f"{row['steps']:>5} {row['iterations']:>10} {row['mse']:>8.2g} {row['norm']:>6.1f} {residual:>9}")
+    print(f"wrote {out}")
+
+
 def judge_command(args: argparse.Namespace) -> None:
     """Train the classifier that judges samples of a data set."""
     judge = train_classifier(args.data, args.root, args.epochs, args.seed, not args.quiet, args.device)
@@ -215,7 +247,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     default_device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    def command(name: str, run: object, summary: str, details: str) -> argparse.ArgumentParser:
+    def command(name: str, run: object, summary: str, details: str, draws: bool = True) -> argparse.ArgumentParser:
         p = commands.add_parser(
             name,
             help=summary,
@@ -223,11 +255,14 @@ def parser() -> argparse.ArgumentParser:
             formatter_class=_HelpFormatter,
         )
         p.set_defaults(run=run)
-        p.add_argument("--seed", type=int, default=0, help="the same seed gives the same result on the same machine")
+        if draws:
+            p.add_argument(
+                "--seed", type=int, default=0, help="the same seed gives the same result on the same machine"
+            )
         p.add_argument("--quiet", action="store_true", help="no progress bar")
         return p
 
-    def sampling_options(p: argparse.ArgumentParser) -> None:
+    def model_options(p: argparse.ArgumentParser) -> None:
         p.add_argument("--model", default="mnist", help=f"{', '.join(available())}, or the path of a .safetensors file")
         p.add_argument(
             "--spacing",
@@ -235,9 +270,12 @@ def parser() -> argparse.ArgumentParser:
             choices=get_args(Spacing),
             help="which timesteps to visit",
         )
-        p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none")
         p.add_argument("--batch-size", type=int, default=64, help="images at a time")
         p.add_argument("--device", default=default_device, help="cpu or cuda")
+
+    def sampling_options(p: argparse.ArgumentParser) -> None:
+        model_options(p)
+        p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none")
 
     p = command(
         "train", train_command, "train a network on a data set",
@@ -319,6 +357,23 @@ def parser() -> argparse.ArgumentParser:
         "downloads Inception's weights. (Tested with another network in Inception's place only.)",
     )
     p.add_argument("--root", default="data", help="where these training images are, or are downloaded to")
+
+    p = command(
+        "reconstruct", reconstruct_command, "measure how well real images survive encoding and decoding",
+        "Writes a JSON table after every row; the same command again continues it.", draws=False,
+    )  # fmt: skip
+    model_options(p)
+    p.set_defaults(spacing="quadratic")
+    p.add_argument(
+        "--data", help="whose test images to take: mnist and fashion are bundled (default: the model's name)"
+    )
+    p.add_argument("--root", default="data", help="where the test images of other data sets are, or are downloaded to")
+    p.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 100], help="one or more numbers of steps")
+    p.add_argument(
+        "--iterations", type=int, nargs="+", default=[0, 3], help="fixed-point iterations a step; 0: explicit"
+    )
+    p.add_argument("--n", type=int, default=200, help="images; of bundled ones at most 200")
+    p.add_argument("--out", default="reconstruction.json", help="the table")
 
     p = command(
         "judge", judge_command, "train the classifier that judges samples of a data set",

@@ -84,6 +84,11 @@ def _load_folder(folder: Path) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
 
 
+def bundled_samples() -> list[str]:
+    """Names of the data sets of which :func:`bundled_sample` has images."""
+    return sorted(path.name.removesuffix("-sample.npz") for path in PRETRAINED.glob("*-sample.npz"))
+
+
 def bundled_sample(name: str) -> tuple[Tensor, Tensor]:
     """The first 200 test images of MNIST or Fashion-MNIST, shipped with the library: for examples with no network.
 
@@ -95,7 +100,6 @@ def bundled_sample(name: str) -> tuple[Tensor, Tensor]:
     """
     path = PRETRAINED / f"{name}-sample.npz"
     if not path.exists():
-        shipped = sorted(p.name.removesuffix("-sample.npz") for p in PRETRAINED.glob("*-sample.npz"))
-        raise ValueError(f"no bundled sample {name!r}; shipped are: {', '.join(shipped)}")
+        raise ValueError(f"no bundled sample {name!r}; shipped are: {', '.join(bundled_samples())}")
     with np.load(path, allow_pickle=False) as arrays:
         return to_model_range(torch.from_numpy(arrays["images"])), torch.from_numpy(arrays["labels"])

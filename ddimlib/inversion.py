@@ -23,10 +23,12 @@ def invert(
     A DDIM step with η = 0 keeps ε and x̂_0. With ε given, the step from s to t therefore undoes the step from t to s; but the
     ε that was used is ε(x_t, t), and x_t is what we look for:
 
-    * iterations = 0, explicit (Song et al. 2021, section 5.4): step with ε(x_s, t). The right network time, the wrong
-      state; the error of the round trip is of first order in 1/S.
+    * iterations = 0, explicit: step with ε(x_s, t). The right network time, the wrong state; the error of the round trip
+      is of first order in 1/S. Song et al. 2021 (sections 4.3 and 5.4) run the ODE of their equation 14 backwards and do
+      not say at which state and time they ask.
     * iterations = k > 0, implicit: then, k times, step again with ε(x_t, t) at the x_t just found. The fixed point is the
-      exact inverse; it is reached when the network changes slowly enough with x for the map to contract.
+      exact inverse; it is reached when the network changes slowly enough with x for the map to contract. Pan et al. 2023
+      edit images this way.
 
     Args:
         model: the denoiser.

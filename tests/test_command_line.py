@@ -4,6 +4,7 @@ import json
 import struct
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,12 @@ from PIL import Image
 
 from ddimlib import evaluation, training
 from ddimlib.__main__ import main
-from ddimlib.evaluation import evaluate, evaluation_labels, weights_digest
+from ddimlib.evaluation import evaluate, evaluation_labels, reconstruct, weights_digest
 from ddimlib.metrics import Classifier, InceptionDistance, Judge
 from ddimlib.pretrained import build_model, load_model, save_model
+from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
+from ddimlib.timesteps import timesteps
 
 TINY = {"widths": (8, 8, 8), "blocks": (1, 1, 1), "num_classes": 10}
 
@@ -257,7 +260,7 @@ def test_evaluate_writes_one_row_for_each_pair_and_its_provenance(tiny_model, ju
     table = evaluate_tiny(tiny_model, judge, out)
     assert json.loads(out.read_text()) == table
     assert [(row["steps"], row["eta"]) for row in table["rows"]] == [(1, 0.0), (1, 1.0), (2, 0.0), (2, 1.0)]
-    assert table["provenance"] == {"command": "test"}
+    assert table["provenance"] == [{"command": "test"}]
     assert table["settings"]["weights"] == weights_digest(load_model(tiny_model)[0])
 
 
@@ -277,6 +280,16 @@ def test_an_interrupted_evaluation_repeats_no_row(tiny_model, judge, tmp_path, m
         return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
     assert measured(table["rows"]) == measured(whole["rows"])
+
+
+def test_a_continued_table_keeps_the_provenance_of_all_its_rows(tiny_model, judge, tmp_path):
+    out = tmp_path / "table.json"
+    evaluate_tiny(tiny_model, judge, out, steps=[1], facts={"device": "a laptop"})
+    evaluate_tiny(tiny_model, judge, out, steps=[2], etas=[0.0], facts={"device": "a server"})
+    evaluate_tiny(tiny_model, judge, out, facts={"device": "a server"})
+    table = json.loads(out.read_text())
+    assert table["provenance"] == [{"device": "a laptop"}, {"device": "a server"}]
+    assert len(table["rows"]) == 4
 
 
 def test_fid_and_precision_are_in_the_table_when_asked_for(tiny_model, judge, tmp_path, monkeypatch):
@@ -316,6 +329,103 @@ def test_a_table_of_other_settings_is_not_overwritten(tiny_model, judge, tmp_pat
     assert out.read_bytes() == before
 
 
+def reconstruct_tiny(path, out, n=6, **options):
+    model, schedule = load_model(path)
+    images = torch.rand(n, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    arguments = {"steps": [2, 5], "iterations": [0, 4], "facts": {"command": "test"}} | options
+    return reconstruct(model, schedule, images, evaluation_labels(n, 10), out=out, progress=False, **arguments)
+
+
+def test_the_round_trip_is_measured_as_in_the_paper(tiny_model, tmp_path):
+    """Mean square error of a pixel in [0, 1], against a round trip that is written out here."""
+    row = reconstruct_tiny(tiny_model, tmp_path / "table.json", steps=[5], iterations=[0])["rows"][0]
+    model, schedule = load_model(tiny_model)
+    images = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    x, times = images, [0, *timesteps(1000, 5, "quadratic")[::-1]]
+    labels = evaluation_labels(6, 10)
+    with torch.no_grad():
+        for s, t in pairwise(times):
+            x = ddim_step(schedule, x, model(x, torch.full((6,), t), labels), s, t)
+        norm = x.flatten(1).norm(dim=1).mean()
+        for t, s in pairwise(times[::-1]):
+            x = ddim_step(schedule, x, model(x, torch.full((6,), t), labels), t, s)
+    assert row["mse"] == pytest.approx(((x + 1) / 2 - (images + 1) / 2).square().mean().item(), rel=0.01)
+    assert row["norm"] == pytest.approx(norm.item(), abs=0.01)
+    assert row["residual"] is None
+
+
+def test_iterations_shrink_the_error_and_report_a_residual(tiny_model, tmp_path):
+    explicit, implicit = reconstruct_tiny(tiny_model, tmp_path / "table.json", steps=[5])["rows"]
+    assert implicit["iterations"] == 4
+    assert implicit["mse"] < explicit["mse"]
+    assert implicit["residual"] > 0
+
+
+class ScaledByLabel(torch.nn.Module):
+    """ε = label / 10 · sin(x): no noise at all for label 0."""
+
+    num_classes = 10
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(0.1))
+
+    def forward(self, x, t, labels):
+        return self.scale * labels[:, None, None, None] * x.sin()
+
+
+def test_each_image_is_encoded_with_its_own_label(tmp_path):
+    """With label 0 there is nothing to get wrong, with label 9 there is; the batches are of 2 and of 1."""
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    error = {}
+    for name, labels in {"easy": [0, 0, 0], "last one hard": [0, 0, 9], "hard": [9, 9, 9]}.items():
+        out, schedule = tmp_path / f"{name}.json", NoiseSchedule.linear()
+        table = reconstruct(
+            ScaledByLabel(), schedule, images, torch.tensor(labels), [5], [0], out, {}, batch_size=2, progress=False
+        )
+        error[name] = table["rows"][0]["mse"]
+    assert error["easy"] < 1e-10
+    assert 1e-4 < error["last one hard"] < error["hard"]
+
+
+def test_an_interrupted_reconstruction_is_continued_and_the_batch_does_not_matter(tiny_model, tmp_path):
+    out = tmp_path / "table.json"
+    whole = reconstruct_tiny(tiny_model, tmp_path / "whole.json", batch_size=4)
+    first = reconstruct_tiny(tiny_model, out, steps=[2])
+    table = reconstruct_tiny(tiny_model, out)
+    assert table["rows"][:2] == first["rows"]
+    assert json.loads(out.read_text()) == table
+    for row, other in zip(table["rows"], whole["rows"], strict=True):
+        assert [row[k] for k in ("steps", "iterations")] == [other[k] for k in ("steps", "iterations")]
+        assert row["mse"] == pytest.approx(other["mse"], rel=0.02)
+        assert row["norm"] == pytest.approx(other["norm"], abs=0.02)
+
+
+def test_a_reconstruction_of_other_images_is_not_overwritten(tiny_model, tmp_path):
+    out = tmp_path / "table.json"
+    reconstruct_tiny(tiny_model, out, steps=[2])
+    with pytest.raises(ValueError, match="choose another file"):
+        reconstruct_tiny(tiny_model, out, n=7, steps=[2])
+
+
+def test_reconstruct_prints_its_table(tiny_model, tmp_path, capsys):
+    out = tmp_path / "table.json"
+    command = ["reconstruct", "--model", str(tiny_model), "--data", "mnist", "--steps", "2", "--iterations", "0", "1"]
+    assert main([*command, "--n", "3", "--out", str(out)]) == 0
+    assert len(json.loads(out.read_text())["rows"]) == 2
+    assert "mean square" in capsys.readouterr().out
+
+
+def test_reconstruct_asks_for_no_more_images_than_there_are(tiny_model, tmp_path, capsys):
+    out = tmp_path / "table.json"
+    for n in ("0", "201"):
+        assert main(["reconstruct", "--model", str(tiny_model), "--data", "mnist", "--n", n, "--out", str(out)]) == 2
+        assert f"must lie in 1..200, the number of images at hand, got {n}" in capsys.readouterr().err
+    assert main(["reconstruct", "--model", str(tiny_model), "--out", str(out)]) == 2  # whose images?
+    assert "shipped are: fashion, mnist" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_labels_come_equally_often():
     assert evaluation_labels(30, 10).bincount().tolist() == [3] * 10
 
@@ -323,7 +433,8 @@ def test_labels_come_equally_often():
 def test_weights_are_made_from_training_to_tables_by_one_command(colour_root, tmp_path, monkeypatch):
     shipped, runs = tmp_path / "shipped", tmp_path / "runs"
     train = """TRAIN=--steps 2 --batch-size 8 --network '{"widths": [8, 16, 16], "blocks": [1, 1, 1]}'"""
-    sizes = ["EPOCHS=1", "N=4", "QUALITY=2", "STEPS=2 3", "ETA_STEPS=2", train]
+    tables = ["EPOCHS=1", "N=4", "QUALITY=2", "STEPS=2 3", "ETA_STEPS=2", "RECONSTRUCTION_STEPS=2 3", "IMAGES=2"]
+    sizes = [*tables, train]
     places = [
         f"DATA={colour_root}",
         f"RUNS={runs}",
@@ -339,11 +450,12 @@ def test_weights_are_made_from_training_to_tables_by_one_command(colour_root, tm
     judge = Judge.load(str(shipped / "pretrained" / "cifar10-classifier.safetensors"))
     card = json.loads((shipped / "pretrained" / "cifar10.json").read_text())
     assert (card["steps"], card["stored_as"], judge.facts["stored_as"]) == (2, "float16", "float16")
-    for kind, rows in {"quality": 1, "steps": 2, "eta": 5}.items():
+    for kind, rows in {"quality": 1, "steps": 2, "eta": 5, "reconstruction": 4}.items():
         table = json.loads((shipped / "results" / f"cifar10-{kind}.json").read_text())
         assert table["settings"]["weights"] == card["quality"]["settings"]["weights"] == weights_digest(model)
-        assert table["judge"] == judge.facts
         assert len(table["rows"]) == rows
+        if kind != "reconstruction":
+            assert table["judge"] == judge.facts
     # a second time, nothing is made again; a table that was cut off is finished
     (runs / "cifar10" / "steps.json").rename(runs / "cifar10" / "steps.part.json")
     again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
