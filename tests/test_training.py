@@ -230,7 +230,7 @@ def test_the_average_follows_its_recursion(decay):
 
 def test_bfloat16_is_for_the_network_only():
     exact, rough = make(), make(bf16=True)
-    assert (exact.bf16, rough.bf16) == (False, True)  # on a CPU it has to be asked for
+    assert (exact.bf16, rough.bf16, make(bf16=False).bf16) == (False, True, False)  # on a CPU it has to be asked for
     seen = []
     rough.model.network.stem.register_forward_hook(lambda module, x, y: seen.append(y.dtype))
     _, losses = [
