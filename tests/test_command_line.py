@@ -422,7 +422,7 @@ def test_reconstruct_asks_for_no_more_images_than_there_are(tiny_model, tmp_path
         assert main(["reconstruct", "--model", str(tiny_model), "--data", "mnist", "--n", n, "--out", str(out)]) == 2
         assert f"must lie in 1..200, the number of images at hand, got {n}" in capsys.readouterr().err
     assert main(["reconstruct", "--model", str(tiny_model), "--out", str(out)]) == 2  # whose images?
-    assert "shipped are: fashion, mnist" in capsys.readouterr().err
+    assert "use one of mnist, fashion, cifar10, or a folder" in capsys.readouterr().err
     assert not out.exists()
 
 

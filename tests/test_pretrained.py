@@ -37,7 +37,8 @@ def test_a_table_belongs_to_the_network_that_is_shipped(path):
     table = load_results(path.stem)
     model, _ = load_pretrained(path.stem.split("-")[0])
     assert table["settings"]["weights"] == weights_digest(model)
-    assert table["judge"] == Judge.load(path.stem.split("-")[0]).facts
+    if not path.stem.endswith("-reconstruction"):  # nobody judges a round trip: it is compared with its image
+        assert table["judge"] == Judge.load(path.stem.split("-")[0]).facts
 
 
 # 60 images cannot tell 95 % from 99 %; they do tell a network from a broken one (chance: 10 %).

@@ -111,10 +111,14 @@ class Visitor:
         self.tab.on("request", self.watch)
         self.tab.on("console", self.hear)
         self.tab.on("pageerror", lambda error: self.note(str(error)))
-        self.tab.on("requestfailed", lambda request: self.errors.append(f"failed: {request.url}"))
+        self.tab.on("requestfailed", self.miss)
         self.tab.on(
             "response", lambda answer: answer.status >= 400 and self.errors.append(f"{answer.status}: {answer.url}")
         )
+
+    def miss(self, request):
+        if request.failure != "net::ERR_ABORTED":  # the browser itself breaks off what a page left behind was loading
+            self.errors.append(f"failed: {request.url} ({request.failure})")
 
     def watch(self, request):
         if not request.url.startswith((self.origin, "data:", "blob:")):
