@@ -97,8 +97,9 @@ $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
 	    --steps $(RECONSTRUCTION_STEPS) --iterations 0 3 --out $(@:.json=.part.json)
 	mv $(@:.json=.part.json) $@
 
-# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test]", then this, then `make test`.
+# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test,bench]", then this, then `make test`.
 pins:  ## Write the versions installed in .venv to constraints.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[book,test,bench]"
 	( echo "# The exact versions that the tests passed with; written by 'make pins'."; \
 	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -e 's/+.*//' -e '/^pip==/d' ) > constraints.new
 	mv constraints.new constraints.txt

@@ -1,4 +1,4 @@
-"""The command line: python -m ddimlib train | sample | evaluate | reconstruct | judge."""
+"""The command line: python -m ddimlib train | sample | evaluate | reconstruct | judge | benchmark."""
 
 import argparse
 import io
@@ -13,12 +13,13 @@ from typing import Any, get_args
 import torch
 from PIL import Image
 
+from ddimlib.benchmark import PEERS, benchmark, format_table
 from ddimlib.data import DATA_LICENCES, DATASETS, bundled_sample, bundled_samples, load_dataset, to_model_range
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
 from ddimlib.evaluation import evaluate, reconstruct
 from ddimlib.metrics import InceptionDistance, Judge, train_classifier
-from ddimlib.plotting import image_grid
+from ddimlib.plotting import image_grid, plot_benchmark
 from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
 from ddimlib.provenance import provenance
 from ddimlib.samplers import Eta, sample
@@ -210,6 +211,31 @@ def judge_command(args: argparse.Namespace) -> None:
     print(f"wrote {args.out}: test accuracy {judge.facts['test_accuracy']:.2%}, floor {judge.facts['floor']:.4f}")
 
 
+def benchmark_command(args: argparse.Namespace) -> None:
+    """Time our sampler and others on one network."""
+    model, schedule = _load(args.model, args.device)
+    out = Path(args.out or f"benchmark-{torch.device(args.device).type}.json")
+    table = benchmark(
+        model,
+        schedule,
+        args.batch,
+        args.steps,
+        out,
+        provenance(args.device),
+        args.peers,
+        args.compile,
+        args.repeats,
+        args.seconds,
+        args.seed,
+        progress=not args.quiet,
+    )
+    print(format_table(table))
+    print(f"wrote {out}")
+    if args.figure:
+        plot_benchmark(table).savefig(args.figure)
+        print(f"wrote {args.figure}")
+
+
 def _load(name: str, device: str) -> tuple[VelocityDenoiser, NoiseSchedule]:
     if name in {*available(), *DATASETS}:
         return load_pretrained(name, device)
@@ -386,6 +412,29 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--epochs", type=int, help="passes over the training images (default: 12 if grey, 40 if colour)")
     p.add_argument("--device", default=default_device, help="cpu or cuda")
     p.add_argument("--out", default="classifier.safetensors", help="the classifier and its reference features")
+
+    p = command(
+        "benchmark", benchmark_command, "time our sampler, plain and accelerated, against others on the same network",
+        "Checks first that all draw the same images. Writes a JSON table after every row; the same command again continues it. "
+        "Let nothing else run meanwhile. The peers come with the extra: pip install -e '.[bench]' -c constraints.txt",
+    )  # fmt: skip
+    p.add_argument("--model", default="mnist", help=f"{', '.join(available())}, or the path of a .safetensors file")
+    p.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64, 256, 1024], help="one or more batch sizes")
+    p.add_argument(
+        "--steps", type=int, nargs="+", default=[10, 50, 250], help="one or more numbers of steps; each divides 1000"
+    )
+    p.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="none or more other samplers")
+    p.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let torch.compile work on the accelerated network",
+    )
+    p.add_argument("--repeats", type=int, default=7, help="how often at least each sampler is timed in a row")
+    p.add_argument("--seconds", type=float, default=5.0, help="go on with a row for at least so long")
+    p.add_argument("--device", default=default_device, help="cpu or cuda")
+    p.add_argument("--out", help="the table (default: benchmark-cpu.json or benchmark-cuda.json)")
+    p.add_argument("--figure", help="draw the table, too: a .png or .svg (default: no)")
     return top
 
 
@@ -402,7 +451,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command again continues where this one stopped", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError) as error:
         print(f"error: {f'rank {rank()}: ' if world_size() > 1 else ''}{error}", file=sys.stderr)
         return 2
 

@@ -67,7 +67,8 @@ class LabelledDenoiser(nn.Module):
         self.labels = labels
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.model(x, t, self.labels.to(x.device))
+        self.labels = self.labels.to(x.device)  # copied once: a copy at every step would make the host wait
+        return self.model(x, t, self.labels)
 
 
 class GuidedDenoiser(nn.Module):
@@ -95,9 +96,9 @@ class GuidedDenoiser(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        labels = self.labels.to(x.device)
-        none = torch.full_like(labels, int(self.model.num_classes))  # type: ignore[arg-type]
-        eps = self.model(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([none, labels]))
+        self.labels = self.labels.to(x.device)  # copied once: a copy at every step would make the host wait
+        none = torch.full_like(self.labels, int(self.model.num_classes))  # type: ignore[arg-type]
+        eps = self.model(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([none, self.labels]))
         unconditional, conditional = eps.chunk(2)
         return unconditional.lerp(conditional, self.scale)
 

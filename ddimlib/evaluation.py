@@ -101,7 +101,7 @@ def evaluate(
     }  # fmt: skip
     settings |= {"bf16": True} if bf16 else {}
     settings |= {"fid_real_images": inception.real_images} if inception else {}
-    table = {"settings": settings, "judge": judge.facts} | _begin_or_continue(out, settings, facts)
+    table = {"settings": settings, "judge": judge.facts} | begin_or_continue(out, settings, facts)
     done = {(row["steps"], row["eta"]) for row in table["rows"]}
     labels = evaluation_labels(n, model.num_classes or 1)
     for S, eta in ((S, eta) for S in steps for eta in etas if (S, eta) not in done):
@@ -163,7 +163,7 @@ def reconstruct(
         "weights": weights_digest(model), "images": _digest({"images": images, "labels": labels}),
         "samples": len(images), "spacing": spacing,
     }  # fmt: skip
-    table = {"settings": settings} | _begin_or_continue(out, settings, facts)
+    table = {"settings": settings} | begin_or_continue(out, settings, facts)
     done = {(row["steps"], row["iterations"]) for row in table["rows"]}
     device = next(model.parameters()).device
     for S, k in ((S, k) for S in steps for k in iterations if (S, k) not in done):
@@ -194,8 +194,12 @@ def reconstruct(
     return table
 
 
-def _begin_or_continue(out: Path, settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Rows and provenance of the table at `out`, with `facts` added; ValueError when its settings are others."""
+def begin_or_continue(out: Path, settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Rows and provenance of the table at `out`, with `facts` added: what an interrupted command goes on with.
+
+    Raises:
+        ValueError: when the table there was made with other settings.
+    """
     if not out.exists():
         return {"provenance": [facts], "rows": []}
     found = json.loads(out.read_text())

@@ -56,7 +56,10 @@ class SeededNoise:
             ValueError: when the batch does not have one sample for each seed.
         """
         self.check_batch(like)
-        return self.draw(like.shape[1:]).to(device=like.device, dtype=like.dtype)
+        noise = self.draw(like.shape[1:]).to(like.dtype)
+        if like.device.type == "cuda":
+            noise = noise.pin_memory()  # only from pinned memory does a copy go on while the host does other things
+        return noise.to(like.device, non_blocking=True)
 
 
 def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:

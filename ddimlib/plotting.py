@@ -1,6 +1,7 @@
 """The book's figures in one style: rows and grids of images, and a palette that colour-blind readers can tell apart."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -101,6 +102,37 @@ def show_rows(rows: Mapping[str, Tensor], title: str | None = None, width: float
     axis.spines[:].set_visible(False)
     if title:
         axis.set_title(title)
+    return figure
+
+
+def plot_benchmark(table: Mapping[str, Any]) -> Figure:
+    """Draw a table of :func:`ddimlib.benchmark.benchmark`: the time of each sampler, in units of our plain one's.
+
+    A panel for each batch size, a marker for each number of steps, bars from quartile to quartile.
+    """
+    rows = table["rows"]
+    batches, counts = (sorted({row[key] for row in rows}) for key in ("batch", "steps"))
+    names = list(dict.fromkeys(name for row in rows for name in row["samplers"]))
+    figure, axes = plt.subplots(
+        1, len(batches), sharex=True, sharey=True, figsize=(7.0, 0.9 + 0.32 * len(names)), squeeze=False
+    )
+    styles = list(zip("osD^v", ("blue", "orange", "green", "pink", "sky"), strict=True))
+    for axis, batch in zip(axes[0], batches, strict=True):
+        axis.axvline(1, color=COLORS["grey"], linewidth=1, linestyle="--")
+        for row in (row for row in rows if row["batch"] == batch):
+            place = counts.index(row["steps"])
+            marker, color = styles[place % len(styles)]
+            for i, entry in ((names.index(name), entry) for name, entry in row["samplers"].items()):
+                y = i + 0.22 * (place - (len(counts) - 1) / 2)
+                axis.plot(entry["ratio_quartiles"], [y, y], "-", color=COLORS[color], linewidth=1.2)
+                label = f"S = {row['steps']}" if i == 0 else None
+                axis.plot(entry["ratio"], y, marker, color=COLORS[color], markersize=4.5, label=label)
+        axis.set_title(f"batch {batch}")
+    axes[0, 0].set_yticks(range(len(names)), names)
+    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_xlim(left=0)
+    figure.supxlabel("time of a run, in units of plain ddimlib's", fontsize=11)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(counts))
     return figure
 
 

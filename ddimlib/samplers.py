@@ -244,7 +244,9 @@ def sample(
             source = SeededNoise(sample_seeds(seed, n, first + start))
             denoiser: Denoiser = model
             if labels is not None:
-                chosen = labels[start : start + n]
+                chosen = labels[start : start + n].to(
+                    parameter.device
+                )  # now: inside the loop, the host would wait for it
                 denoiser = LabelledDenoiser(model, chosen) if guidance == 1 else GuidedDenoiser(model, chosen, guidance)
             x_T = source.draw(shape[1:]).to(parameter.device)
             x_0 = x_T
@@ -289,8 +291,8 @@ def _eval_mode(model: Denoiser) -> Iterator[None]:
 
 
 def _affine(x: Tensor, a: float, eps: Tensor, b: float, sigma: float, z: Tensor | None) -> Tensor:
-    """a x + b ε + σ z, with two image-sized operations, four with noise."""
-    result = torch.add(x * a, eps, alpha=b)
+    """a x + b ε + σ z: two operations, three with noise, and the result is the only new tensor."""
+    result = (x * a).add_(eps, alpha=b)
     if sigma == 0:
         return result
     if z is None:

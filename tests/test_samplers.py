@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import BAD_ETAS, ETAS, SPACINGS, Spy, last, randn, short_schedule, smooth_mixture
+from helpers import BAD_ETAS, ETAS, SPACINGS, Alive, Operators, Spy, last, randn, short_schedule, smooth_mixture
 from torch import nn
 
 from ddimlib import NoiseSchedule, SeededNoise, UNet, ddim, ddim_step, ddpm, invert, sample, sample_seeds, timesteps
@@ -445,3 +445,64 @@ def test_only_a_deterministic_step_can_be_undone(eta):
 def test_an_unknown_variance_is_refused_by_a_step_too():
     with pytest.raises(ValueError, match="'learned'"):
         ddpm_step(SCHEDULE, X, X, 3, X, variance="learned")
+
+
+# --- what the sampler itself costs -----------------------------------------------------------------------------------
+
+FLOAT = randn(4, 1, 8, 8, dtype=torch.float32)
+ANSWERS = randn(4, 1, 8, 8, seed=1, dtype=torch.float32)
+
+
+def operators(S: int, eta: float, noise=None) -> Operators:
+    """Everything that runs in a walk of S steps whose network costs nothing, from the first evaluation to the end."""
+    states = ddim(lambda x, t: ANSWERS, SCHEDULE, FLOAT, timesteps(40, S), eta, noise)
+    with Operators() as ran:
+        list(states)
+    return ran
+
+
+@pytest.mark.parametrize(("eta", "most"), [(0.0, 2), (1.0, 4)])
+def test_a_step_takes_few_operations_on_images(eta, most):
+    S = 10
+    names = operators(S, eta).of_size(FLOAT.numel())
+    assert len(names) <= most * S, names
+    assert len(operators(2 * S, eta).of_size(FLOAT.numel())) - len(names) <= most * S
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_the_host_looks_at_no_state_in_the_loop(eta):
+    """On a GPU each look would make it wait: for the copy of a number, or of a whole image."""
+    ran = operators(10, eta, torch.stack([FLOAT] * 10) if eta else None)
+    assert ran.reads_by_host() == []
+
+
+def test_looks_by_the_host_would_be_noticed():
+    with Operators() as ran:
+        list(ddim(lambda x, t: x * float(x.abs().max()), SCHEDULE, FLOAT, STEPS))
+    assert len(ran.reads_by_host()) == len(STEPS)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_memory_does_not_grow_with_the_number_of_steps(eta):
+    """Tensors of an image's size that are alive at once, beside x_T and the network's answer."""
+    peaks = []
+    for S in (3, 30):
+        alive = Alive(FLOAT.numel())
+        states = ddim(lambda x, t: ANSWERS, SCHEDULE, FLOAT, timesteps(40, S), eta)
+        with alive:
+            for state in states:  # noqa: B007, a caller keeps the last one
+                pass
+        peaks.append(alive.most)
+    assert peaks[0] == peaks[1] <= 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_on_a_gpu_nothing_in_the_loop_waits_for_it(eta):
+    source = SeededNoise(sample_seeds(0, 4))
+    states = ddim(lambda x, t: 0.1 * x, SCHEDULE, FLOAT.cuda(), STEPS, eta, source)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        list(states)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
