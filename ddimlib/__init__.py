@@ -7,6 +7,7 @@
 
 __version__ = "0.1.0"
 
+from ddimlib.acceleration import accelerate
 from ddimlib.data import bundled_sample, load_dataset
 from ddimlib.denoisers import DiffusersDenoiser, GuidedDenoiser, LabelledDenoiser, VelocityDenoiser
 from ddimlib.inversion import invert
@@ -28,6 +29,7 @@ __all__ = [
     "SeededNoise",
     "UNet",
     "VelocityDenoiser",
+    "accelerate",
     "bundled_sample",
     "ddim",
     "ddim_ab2",

@@ -19,7 +19,7 @@ from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
 from ddimlib.evaluation import evaluate, reconstruct
 from ddimlib.metrics import InceptionDistance, Judge, train_classifier
-from ddimlib.plotting import image_grid, plot_benchmark
+from ddimlib.plotting import image_grid, plot_benchmark, use_book_style
 from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
 from ddimlib.provenance import provenance
 from ddimlib.samplers import Eta, sample
@@ -232,6 +232,7 @@ def benchmark_command(args: argparse.Namespace) -> None:
     print(format_table(table))
     print(f"wrote {out}")
     if args.figure:
+        use_book_style()
         plot_benchmark(table).savefig(args.figure)
         print(f"wrote {args.figure}")
 

@@ -158,7 +158,7 @@ def denoising_diffusion_pytorch_loop(model: Denoiser, schedule: NoiseSchedule, s
         diffusion.to(x_T.device)
         # it draws its own starting noise, and nothing else by this function
         with (
-            mock.patch.object(torch, "randn", lambda *_, **__: x_T),
+            mock.patch.object(torch, "randn", return_value=x_T),
             mock.patch.object(module, "tqdm", lambda pairs, **_: pairs),
         ):
             return diffusion.ddim_sample(x_T.shape)
@@ -260,8 +260,8 @@ def benchmark(
     for S in steps:
         loops(model, fast, schedule, S, peers)  # what is missing or does not fit is said before minutes are spent
     settings = {
-        "weights": weights_digest(model), "device": facts["device"], "torch": facts["torch"],
-        "accelerated": re.sub(r" \(\d.*?\)", "", fast[ACCELERATED].report),
+        "weights": weights_digest(model), "parameters": sum(p.numel() for p in model.parameters()), "device": facts["device"], "torch": facts["torch"],
+        "accelerated": {name: getattr(fast[ACCELERATED], name) for name in ("bf16", "compiled", "uses_graph")},
         "peers": {name: _version(name) for name in peers}, "seed": seed,
     }  # fmt: skip
     table = {"settings": settings} | begin_or_continue(out, settings, facts)
@@ -353,7 +353,9 @@ def peak_bytes(loop: Loop, x_T: Tensor) -> int | None:
         return torch.cuda.max_memory_allocated() - before
     try:
         gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # give back what is free, or a run would find it there and take nothing new
+        ctypes.CDLL("libc.so.6").malloc_trim(
+            0
+        )  # give back what is free, or a run would find it there and take nothing new
         Path("/proc/self/clear_refs").write_text("5")  # highest value := present value
         before = _resident("VmRSS")
         loop(x_T)
@@ -401,7 +403,9 @@ def _version(peer: str) -> str:
 
 def format_table(table: Mapping[str, Any]) -> str:
     """The table as text: one line for each row and sampler."""
-    lines = [f"{'batch':>5} {'S':>4}  {'':<30} {'images/s':>9} {'time':>7} {'quartiles':>13} {'peak MB':>8} {'largest Δ':>9}"]
+    lines = [
+        f"{'batch':>5} {'S':>4}  {'':<30} {'images/s':>9} {'time':>7} {'quartiles':>13} {'peak MB':>8} {'largest Δ':>9}"
+    ]
     for row in table["rows"]:
         for name, entry in row["samplers"].items():
             low, high = entry["ratio_quartiles"]

@@ -32,7 +32,20 @@ def test_a_network_is_small_and_its_card_says_how_it_was_made(name):
     assert not model.training
 
 
-@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+SPEED = "benchmark-"
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob(f"{SPEED}*.json")), ids=lambda path: path.stem)
+def test_a_table_of_speed_belongs_to_a_network_of_the_shipped_ones_size(path):
+    """Training it anew changes the weights and not the speed."""
+    model, _ = load_pretrained("mnist")
+    assert load_results(path.stem)["settings"]["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+QUALITY = sorted(path for path in RESULTS.glob("*.json") if not path.stem.startswith(SPEED))
+
+
+@pytest.mark.parametrize("path", QUALITY, ids=lambda path: path.stem)
 def test_a_table_belongs_to_the_network_that_is_shipped(path):
     table = load_results(path.stem)
     model, _ = load_pretrained(path.stem.split("-")[0])
