@@ -237,11 +237,11 @@ def benchmark(
         progress: show a progress bar.
 
     Returns:
-        The table: "settings", "provenance", and "rows" of batch, steps, repeats, "largest_difference" (a pixel, on a scale of
-        2, by sampler), and by sampler or floor: "seconds" (median of a run), "quartiles" (of seconds), "ratio" (median over
-        the rounds of its time by the time of "ddimlib" in the same round), "ratio_quartiles", for our samplers "overhead"
-        (what they add to their floor, as a share of it: 0.01 is one per cent) and "overhead_quartiles", "peak_mb" (memory
-        that a run takes above what is held before; null where it cannot be told).
+        The table: "settings", "provenance", and "rows" of batch, steps, repeats, "largest_difference" and "rms_difference" (of
+        a pixel, on a scale of 2, by sampler), and "samplers": by sampler or floor, "seconds" (median of a run), "quartiles"
+        (of seconds), "ratio" (median over the rounds of its time by the time of "ddimlib" in the same round),
+        "ratio_quartiles", for our samplers "overhead" (what they add to their floor, as a share of it: 0.01 is one per cent)
+        and "overhead_quartiles", "peak_mb" (memory that a run takes above what is held before; null where it cannot be told).
 
     Raises:
         ValueError: when a number is out of range, or the file at `out` belongs to other settings.
@@ -260,7 +260,8 @@ def benchmark(
     for S in steps:
         loops(model, fast, schedule, S, peers)  # what is missing or does not fit is said before minutes are spent
     settings = {
-        "weights": weights_digest(model), "parameters": sum(p.numel() for p in model.parameters()), "device": facts["device"], "torch": facts["torch"],
+        "weights": weights_digest(model), "parameters": sum(p.numel() for p in model.parameters()),
+        "device": facts["device"], "torch": facts["torch"],
         "accelerated": {name: getattr(fast[ACCELERATED], name) for name in ("bf16", "compiled", "uses_graph")},
         "peers": {name: _version(name) for name in peers}, "seed": seed,
     }  # fmt: skip
@@ -272,11 +273,8 @@ def benchmark(
             bar.set_description(f"batch {B}, S = {S}")
             x_T = SeededNoise(sample_seeds(seed, B)).draw(model.image_shape).to(device)  # type: ignore[arg-type]
             candidates = loops(model, fast, schedule, S, peers)
-            differences = compare(candidates, x_T)
             table["rows"].append(
-                {"batch": B, "steps": S}
-                | {"largest_difference": differences}
-                | measure(candidates, x_T, repeats, seconds)
+                {"batch": B, "steps": S} | compare(candidates, x_T) | measure(candidates, x_T, repeats, seconds)
             )
             write_json(out, table)
             bar.update()
@@ -288,26 +286,30 @@ def unknown_peers(peers: Sequence[str]) -> list[str]:
     return [name for name in peers if name not in PEERS]
 
 
-def compare(candidates: Mapping[str, Loop], x_T: Tensor) -> dict[str, float]:
-    """The largest difference of a pixel from the image that the plain sampler draws, by sampler; floors draw nothing.
+def compare(candidates: Mapping[str, Loop], x_T: Tensor) -> dict[str, dict[str, float]]:
+    """How far each sampler's images are from those of the plain one; floors draw nothing and only warm up.
+
+    Returns:
+        "largest_difference" of a pixel and "rms_difference", by sampler.
 
     Raises:
         ArithmeticError: when it is more than rounding explains. In bfloat16 nothing is refused, for there the network decides.
     """
     expected = candidates[OURS](x_T)
-    differences = {}
+    found: dict[str, dict[str, float]] = {"largest_difference": {}, "rms_difference": {}}
     for name, loop in candidates.items():
         if name in FLOORS.values():
             loop(x_T)
             continue
-        difference = float((loop(x_T) - expected).abs().max())
-        differences[name] = float(f"{difference:.2g}")
-        if name != ACCELERATED and not difference <= TOLERANCE.get(name, ROUNDING):
+        difference = loop(x_T) - expected
+        largest, rms = float(difference.abs().max()), float(difference.square().mean().sqrt())
+        found["largest_difference"][name], found["rms_difference"][name] = float(f"{largest:.2g}"), float(f"{rms:.2g}")
+        if name != ACCELERATED and not largest <= TOLERANCE.get(name, ROUNDING):
             raise ArithmeticError(
-                f"{name} draws other images: a pixel differs by {difference:.2g}, where rounding explains "
+                f"{name} draws other images: a pixel differs by {largest:.2g}, where rounding explains "
                 f"{TOLERANCE.get(name, ROUNDING):.0e}; its times would not be those of the same task"
             )
-    return differences
+    return found
 
 
 def measure(candidates: Mapping[str, Loop], x_T: Tensor, repeats: int, seconds: float) -> dict[str, Any]:

@@ -105,7 +105,11 @@ def test_a_table(path, tmp_path, capsys):
         assert {"ddimlib", "ddimlib, accelerated", "forward passes", "forward passes, accelerated", *INSTALLED} == set(
             row["samplers"]
         )
-        assert set(row["largest_difference"]) == {"ddimlib", "ddimlib, accelerated", *INSTALLED}
+        assert (
+            set(row["rms_difference"])
+            == set(row["largest_difference"])
+            == {"ddimlib", "ddimlib, accelerated", *INSTALLED}
+        )
         assert all(e["quartiles"][0] <= e["seconds"] <= e["quartiles"][1] for e in row["samplers"].values())
         assert ours["overhead"] > -1
         assert row["repeats"] >= 2

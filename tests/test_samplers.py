@@ -477,8 +477,9 @@ def test_the_host_looks_at_no_state_in_the_loop(eta):
 
 
 def test_looks_by_the_host_would_be_noticed():
+    states = ddim(lambda x, t: x * float(x.abs().max()), SCHEDULE, FLOAT, STEPS)
     with Operators() as ran:
-        list(ddim(lambda x, t: x * float(x.abs().max()), SCHEDULE, FLOAT, STEPS))
+        list(states)
     assert len(ran.reads_by_host()) == len(STEPS)
 
 
