@@ -109,7 +109,7 @@ def diffusers_loop(model: Denoiser, schedule: NoiseSchedule, steps: Sequence[int
     """The loop of diffusers' DDIMPipeline: its scheduler, with its timesteps on the device, and our network."""
     from diffusers import DDIMScheduler
 
-    scheduler = DDIMScheduler(
+    scheduler: Any = DDIMScheduler(
         num_train_timesteps=schedule.T, trained_betas=schedule.beta[1:].numpy(), clip_sample=False,
         set_alpha_to_one=True, steps_offset=0, timestep_spacing="trailing",
     )  # fmt: skip

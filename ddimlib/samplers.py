@@ -280,11 +280,12 @@ def evaluate(model: Denoiser, x: Tensor, t: int) -> Tensor:
 
 @contextmanager
 def _eval_mode(model: Denoiser) -> Iterator[None]:
-    # model.modules() would do, but is ten times as slow, and this is done at every step
-    everything: list[nn.Module] = [model] if isinstance(model, nn.Module) else []
+    # model.modules() would do, but is several times as slow, and this is done at every step
+    everything: list[nn.Module | None] = [model] if isinstance(model, nn.Module) else []
     for module in everything:
-        everything.extend(child for child in module._modules.values() if child is not None)
-    training = [module for module in everything if module.training]
+        if module is not None and module._modules:
+            everything.extend(module._modules.values())
+    training = [module for module in everything if module is not None and module.training]
     for module in training:
         module.training = False
     try:

@@ -236,12 +236,13 @@ def test_a_network_from_diffusers(model):
 def test_shipped_network_in_bfloat16(where):
     """How far images move when the network computes with eight bits of precision."""
     shipped, schedule = load_pretrained("mnist", where)
-    plain, fast = (
-        sample(m, schedule, (8, 1, 28, 28), 10, seed=0, labels=torch.arange(8))
-        for m in (shipped, accelerate(shipped, bf16=True))
-    )
-    print((plain - fast).abs().max(), (plain - fast).square().mean().sqrt())
-    assert (plain - fast).square().mean().sqrt() < 2e-2
+    images = [
+        sample(network, schedule, (8, 1, 28, 28), 10, seed=0, labels=torch.arange(8))
+        for network in (shipped, accelerate(shipped, bf16=True))
+    ]
+    difference = images[0] - images[1]
+    assert difference.square().mean().sqrt() < 1e-2  # on a scale of 2; 2e-3 was seen
+    assert difference.abs().max() < 0.5  # a single pixel, at the edge of a stroke; 0.3 was seen among 64 images
 
 
 @needs_gpu
