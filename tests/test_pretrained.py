@@ -55,12 +55,29 @@ def test_a_table_belongs_to_the_network_that_is_shipped(path):
 
 
 # 60 images cannot tell 95 % from 99 %; they do tell a network from a broken one (chance: 10 %).
-@pytest.mark.parametrize(("name", "at_least"), [("mnist", 0.85), ("fashion", 0.6)])
+@pytest.mark.parametrize(("name", "at_least"), [("mnist", 0.85), ("fashion", 0.7)])
 def test_images_are_recognised_as_what_was_asked_for(name, at_least):
     model, schedule = load_pretrained(name)
     labels = evaluation_labels(60, 10)
     images = sample(model, schedule, (60, 1, 28, 28), steps=10, seed=1, labels=labels)
     assert Judge.load(name).accuracy(images, labels) >= at_least
+
+
+@pytest.mark.parametrize(("name", "at_least"), [("mnist", 0.95), ("fashion", 0.85)])
+def test_the_measured_quality_is_not_given_up_unnoticed(name, at_least):
+    rows = json.loads((PRETRAINED / f"{name}.json").read_text())["quality"]["rows"]
+    quality = {row["steps"]: row for row in rows if row["eta"] == 0}
+    assert quality[10]["accuracy"] >= at_least
+    assert quality[50]["accuracy"] >= at_least
+    assert quality[50]["frechet"] < quality[10]["frechet"]
+
+
+def test_shoes_point_the_way_they_do_in_the_data():
+    """A network that is trained on mirrored images draws them mirrored, which no loss and no grid gives away."""
+    model, schedule = load_pretrained("fashion")
+    labels = torch.tensor([5, 7, 9]).repeat(10)  # sandals, sneakers and boots
+    images = sample(model, schedule, (30, 1, 28, 28), steps=10, seed=1, labels=labels)
+    assert Judge.load("fashion").accuracy(images, labels) >= 0.8
 
 
 def test_a_judge_recognises_real_images():
