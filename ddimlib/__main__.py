@@ -432,7 +432,7 @@ def parser() -> argparse.ArgumentParser:
         help="let torch.compile work on the accelerated network",
     )
     p.add_argument("--repeats", type=int, default=7, help="how often at least each sampler is timed in a row")
-    p.add_argument("--seconds", type=float, default=5.0, help="go on with a row for at least so long")
+    p.add_argument("--seconds", type=float, default=20.0, help="go on with a row for at least so long")
     p.add_argument("--device", default=default_device, help="cpu or cuda")
     p.add_argument("--out", help="the table (default: benchmark-cpu.json or benchmark-cuda.json)")
     p.add_argument("--figure", help="draw the table, too: a .png or .svg (default: no)")

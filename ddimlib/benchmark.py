@@ -4,6 +4,7 @@ import ctypes
 import gc
 import importlib.metadata
 import math
+import random
 import re
 import statistics
 import time
@@ -213,7 +214,7 @@ def benchmark(
     peers: Sequence[str] = tuple(PEERS),
     compile: bool = True,
     repeats: int = 7,
-    seconds: float = 5.0,
+    seconds: float = 20.0,
     seed: int = 0,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -231,7 +232,7 @@ def benchmark(
         facts: provenance; "device" must be the same when a table is continued.
         peers: which other samplers, of :data:`PEERS`.
         compile: let torch.compile work on the accelerated network.
-        repeats: how often, at least, each sampler is timed in a row; they take turns, in an order that rotates.
+        repeats: how often, at least, each sampler is timed in a row; they take turns, in an order that is drawn anew each time.
         seconds: go on with a row for at least so long.
         seed: of the starting noise.
         progress: show a progress bar.
@@ -239,9 +240,11 @@ def benchmark(
     Returns:
         The table: "settings", "provenance", and "rows" of batch, steps, repeats, "largest_difference" and "rms_difference" (of
         a pixel, on a scale of 2, by sampler), and "samplers": by sampler or floor, "seconds" (median of a run), "quartiles"
-        (of seconds), "ratio" (median over the rounds of its time by the time of "ddimlib" in the same round),
-        "ratio_quartiles", for our samplers "overhead" (what they add to their floor, as a share of it: 0.01 is one per cent)
-        and "overhead_quartiles", "peak_mb" (memory that a run takes above what is held before; null where it cannot be told).
+        (of seconds), "fastest", "ratio" (median over the rounds of its time by the time of "ddimlib" in the same round),
+        "ratio_quartiles", "peak_mb" (memory that a run takes above what is held before; null where it cannot be told), and for
+        our samplers "overhead" (what they add to their floor, as a share of it: 0.01 is one per cent; a median over the
+        rounds), "overhead_quartiles" and "overhead_of_fastest" (of the fastest run over the fastest of the floor: noise only
+        ever adds time).
 
     Raises:
         ValueError: when a number is out of range, or the file at `out` belongs to other settings.
@@ -316,29 +319,37 @@ def measure(candidates: Mapping[str, Loop], x_T: Tensor, repeats: int, seconds: 
     """Times and memory of each candidate, see :func:`benchmark`. Each must have run before."""
     peaks = {name: peak_bytes(loop, x_T) for name, loop in candidates.items()}
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    names, begin, rounds = list(candidates), time.perf_counter(), 0
+    order, names, begin, rounds = random.Random(0), list(candidates), time.perf_counter(), 0
     gc.collect()
     while rounds < repeats or time.perf_counter() - begin < seconds:
-        turn = rounds % len(names)
-        for name in names[turn:] + names[:turn]:
+        order.shuffle(names)  # so that none always comes after the same other
+        for name in names:
             times[name].append(_seconds(candidates[name], x_T))
         rounds += 1
-    return {"repeats": rounds, "samplers": {
-        name: {
-            "seconds": _short(statistics.median(measured)),
-            "quartiles": _quartiles(measured),
-            "ratio": _short(statistics.median(ratios := [a / b for a, b in zip(measured, times[OURS], strict=True)])),
-            "ratio_quartiles": _quartiles(ratios),
-            **({"overhead": _short(statistics.median(extra := _overheads(measured, times[FLOORS[name]]))),
-                "overhead_quartiles": _quartiles(extra)} if name in FLOORS else {}),
-            "peak_mb": None if (peak := peaks[name]) is None else round(peak / 1e6, 2),
+    return {"repeats": rounds, "samplers": {name: _summary(name, times, peaks[name]) for name in candidates}}
+
+
+def _summary(name: str, times: Mapping[str, Sequence[float]], peak: int | None) -> dict[str, Any]:
+    """A candidate's entry in a row."""
+    measured = times[name]
+    ratios = [a / b for a, b in zip(measured, times[OURS], strict=True)]
+    entry = {
+        "seconds": _short(statistics.median(measured)),
+        "quartiles": _quartiles(measured),
+        "fastest": _short(min(measured)),
+        "ratio": _short(statistics.median(ratios)),
+        "ratio_quartiles": _quartiles(ratios),
+        "peak_mb": None if peak is None else round(peak / 1e6, 2),
+    }
+    if name in FLOORS:
+        floor = times[FLOORS[name]]
+        overheads = [a / b - 1 for a, b in zip(measured, floor, strict=True)]
+        entry |= {
+            "overhead": _short(statistics.median(overheads)),
+            "overhead_quartiles": _quartiles(overheads),
+            "overhead_of_fastest": _short(min(measured) / min(floor) - 1),
         }
-        for name, measured in times.items()
-    }}  # fmt: skip
-
-
-def _overheads(sampler: Sequence[float], floor: Sequence[float]) -> list[float]:
-    return [a / b - 1 for a, b in zip(sampler, floor, strict=True)]
+    return entry
 
 
 def peak_bytes(loop: Loop, x_T: Tensor) -> int | None:
