@@ -27,8 +27,8 @@ def accelerate(
         model: called as model(x, t) or model(x, t, labels), on the device where it shall run. It is left alone: the weights
             are copied, and what it learns later does not reach the copy.
         bf16: compute in bfloat16 where torch's autocast allows it; None decides as said above. The states that samplers keep
-            are float32 all the same. Images move a little: by some thousandths of the range of a pixel on average, by a tenth
-            or more where a stroke's edge shifts. False keeps float32, and images equal to rounding.
+            are float32 all the same. Images move a little: by some thousandths of a pixel's range on average, by much more
+            where the edge of a stroke shifts. False keeps float32, and images equal to rounding.
         compile: let `torch.compile` write kernels for the network, at the first call: that takes from seconds to minutes.
         graph: replay a CUDA graph; None: on a CUDA GPU.
 

@@ -242,7 +242,6 @@ def test_shipped_network_in_bfloat16(where):
     ]
     difference = images[0] - images[1]
     assert difference.square().mean().sqrt() < 1e-2  # on a scale of 2; 2e-3 was seen
-    assert difference.abs().max() < 0.5  # a single pixel, at the edge of a stroke; 0.3 was seen among 64 images
 
 
 @needs_gpu
