@@ -8,9 +8,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-Inputs = tuple[Tensor, ...]
-"""x and t, and labels where there are some."""
-
 
 def accelerate(
     model: nn.Module, bf16: bool | None = None, compile: bool = False, graph: bool | None = None
@@ -146,7 +143,7 @@ class CapturedCall:
         RuntimeError: when `function` does something that cannot be recorded.
     """
 
-    def __init__(self, function: Callable[..., Tensor], inputs: Inputs) -> None:
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
         # ordinary tensors, even when the first call is made in inference mode: later ones may not be
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(inputs[0].device):
             self.inputs = tuple(x.clone() for x in inputs)

@@ -172,6 +172,7 @@ PEERS: dict[str, Callable[[Denoiser, NoiseSchedule, Sequence[int]], Loop]] = {
     "diffusers": diffusers_loop,
     "denoising-diffusion-pytorch": denoising_diffusion_pytorch_loop,
 }
+"""Other samplers, by the names that options and tables use."""
 
 
 def loops(
