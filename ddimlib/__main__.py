@@ -160,6 +160,7 @@ def evaluate_command(args: argparse.Namespace) -> None:
         progress=not args.quiet,
         inception=inception,
         bf16=args.bf16,
+        compile=args.compile,
     )
     print(f"{'steps':>5} {'eta':>5} {'accuracy':>9} {'Fréchet':>8}   (floor {judge.facts['floor']:.3f})")
     for row in table["rows"]:
@@ -377,6 +378,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--out", default="table.json", help="the table")
     p.add_argument("--card", help="a model's card to store the table in, too")
     p.add_argument("--bf16", action="store_true", help="compute the network in bfloat16, which is faster on a GPU")
+    p.add_argument(
+        "--compile", action="store_true", help="run the network through torch.compile, worth it for long tables"
+    )
     p.add_argument(
         "--inception",
         action="store_true",

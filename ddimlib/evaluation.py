@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ddimlib.acceleration import accelerate
 from ddimlib.denoisers import LabelledDenoiser, VelocityDenoiser
 from ddimlib.inversion import invert
 from ddimlib.metrics import InceptionDistance, Judge
@@ -72,6 +73,7 @@ def evaluate(
     progress: bool = True,
     inception: InceptionDistance | None = None,
     bf16: bool = False,
+    compile: bool = False,
 ) -> dict[str, Any]:
     """Sample n images for every pair (S, η), from the same starting noise, and judge them.
 
@@ -87,7 +89,7 @@ def evaluate(
         facts: provenance; joins the list under "provenance", which has one entry for each command that made rows.
         spacing, guidance, seed, batch_size, progress: see :func:`ddimlib.sample`.
         inception: measures FID, too.
-        bf16: compute the network in bfloat16 where torch's autocast allows it; the judge stays in float32.
+        bf16, compile: see :func:`ddimlib.accelerate`, which on a GPU captures a CUDA graph, too. The judge stays in float32.
 
     Returns:
         The table: "settings", "judge", "provenance", and "rows" of steps, eta, accuracy (in [0, 1]), frechet, fid (with
@@ -104,13 +106,13 @@ def evaluate(
     table = {"settings": settings, "judge": judge.facts} | begin_or_continue(out, settings, facts)
     done = {(row["steps"], row["eta"]) for row in table["rows"]}
     labels = evaluation_labels(n, model.num_classes or 1)
+    network = accelerate(model, bf16=bf16, compile=compile)
     for S, eta in ((S, eta) for S in steps for eta in etas if (S, eta) not in done):
         begin = time.perf_counter()
-        with torch.autocast(next(model.parameters()).device.type, torch.bfloat16, enabled=bf16):
-            images = sample(
-                model, schedule, (n, *model.image_shape), S, eta, spacing, seed,
-                labels=labels, guidance=guidance, batch_size=batch_size, progress=progress,
-            )  # fmt: skip
+        images = sample(
+            network, schedule, (n, *model.image_shape), S, eta, spacing, seed,
+            labels=labels, guidance=guidance, batch_size=batch_size, progress=progress,
+        )  # fmt: skip
         seconds = time.perf_counter() - begin
         row = {
             "steps": S,
