@@ -57,7 +57,7 @@ class LabelledDenoiser(nn.Module):
         labels: int64 [B], in 0..num_classes - 1; one label for each sample of the batch.
 
     Raises:
-        ValueError: when the network has no labels, or a label is out of range.
+        ValueError: when the network has no labels, or a label is out of range; when called, if the batch has another size.
     """
 
     def __init__(self, model: nn.Module, labels: Tensor) -> None:
@@ -67,6 +67,7 @@ class LabelledDenoiser(nn.Module):
         self.labels = labels
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        _check_batch(x, self.labels)
         self.labels = self.labels.to(x.device)  # copied once: a copy at every step would make the host wait
         return self.model(x, t, self.labels)
 
@@ -83,7 +84,8 @@ class GuidedDenoiser(nn.Module):
         scale: at least 0.
 
     Raises:
-        ValueError: when `scale` is negative, the network has no labels, or a label is out of range.
+        ValueError: when `scale` is negative, the network has no labels, or a label is out of range; when called, if the
+            batch has another size.
     """
 
     def __init__(self, model: nn.Module, labels: Tensor, scale: float) -> None:
@@ -96,6 +98,7 @@ class GuidedDenoiser(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        _check_batch(x, self.labels)
         self.labels = self.labels.to(x.device)  # copied once: a copy at every step would make the host wait
         none = torch.full_like(self.labels, int(self.model.num_classes))  # type: ignore[arg-type]
         eps = self.model(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([none, self.labels]))
@@ -119,6 +122,14 @@ class DiffusersDenoiser(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.unet(x, t - 1, class_labels=labels).sample
+
+
+def _check_batch(x: Tensor, labels: Tensor) -> None:
+    """One label for each sample: a single one would be broadcast, and silently become the label of all."""
+    if len(labels) != len(x):
+        raise ValueError(
+            f"{len(labels)} labels for a batch of {len(x)}; give one label for each sample, in their order"
+        )
 
 
 def check_labels(model: nn.Module, labels: Tensor) -> None:

@@ -65,12 +65,18 @@ class SeededNoise:
 def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """The straight line from a to b: (1 - w) a + w b.
 
-    Between independent Gaussian latents it leaves the shell where they live: at w = ½ the norm sags to √½ ≈ 0.71.
+    Between independent Gaussian latents it leaves the shell where they live: at w = ½ the norm sags to √½ ≈ 0.71 (the book,
+    chapter 6).
 
     Args:
         a, b: [B, …], same shape.
         weight: w in [0, 1].
+
+    Raises:
+        ValueError: when the shapes differ.
     """
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     return torch.lerp(a, b, weight)
 
 

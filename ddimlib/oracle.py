@@ -20,7 +20,7 @@ class GaussianMixture:
         weights: w_k > 0, [K]; scaled to sum to 1. Equal when None.
 
     Raises:
-        ValueError: when the numbers of components differ, a std is negative, or a weight is not positive.
+        ValueError: when the numbers of components differ, a mean is not finite, a std is negative, or a weight is not positive.
     """
 
     def __init__(
@@ -34,6 +34,8 @@ class GaussianMixture:
             raise ValueError(
                 f"{len(self.means)} means, {len(self.stds)} stds, {len(self.weights)} weights; give one of each per component"
             )
+        if not self.means.isfinite().all():
+            raise ValueError("a mean is NaN or infinite; every component needs a place")
         if not ((self.stds >= 0).all() and (self.weights > 0).all()):
             raise ValueError(
                 f"stds must be at least 0 and weights positive, got {self.stds.tolist()} and {self.weights.tolist()}"

@@ -302,11 +302,18 @@ def _affine(x: Tensor, a: float, eps: Tensor, b: float, sigma: float, z: Tensor 
         return result
     if z is None:
         raise ValueError(f"this step adds noise (σ = {sigma:.3g}), so it needs z; pass noise of x_t's shape")
+    if z.shape != x.shape:  # it would be broadcast: one noise for all images
+        raise ValueError(f"x_t and z must have the same shape, got {tuple(x.shape)} and {tuple(z.shape)}")
     return result.add_(z, alpha=sigma)
 
 
 def _clipped(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int, clip: float | None) -> Tensor:
-    """The noise that belongs to x̂_0 limited to [-clip, clip], so that the pair still explains x_t."""
+    """The noise that belongs to x̂_0 limited to [-clip, clip], so that the pair still explains x_t.
+
+    Every step begins here, so this is also where ε is refused when its shape is not that of x_t: it would be broadcast.
+    """
+    if eps.shape != x_t.shape:
+        raise ValueError(f"x_t and eps must have the same shape, got {tuple(x_t.shape)} and {tuple(eps.shape)}")
     if clip is None:
         return eps
     return schedule.predict_eps(x_t, t, schedule.predict_x0(x_t, t, eps).clamp(-clip, clip))

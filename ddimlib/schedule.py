@@ -6,6 +6,7 @@ itself; β₀ = 0 and ᾱ₀ = 1 are stored. All of them are float64 and live on
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> "NoiseSchedule":
-        """β_t on a straight line from `beta_start` to `beta_end` (Ho et al. 2020, section 4).
+        """β_t on a straight line from `beta_start` to `beta_end` (Ho et al. 2020, section 4; the book, chapter 1).
 
         Raises:
             ValueError: when T < 1, or a beta is outside (0, 1).
@@ -67,7 +68,7 @@ class NoiseSchedule:
     def cosine(cls, T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> "NoiseSchedule":
         """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), each β_t at most `beta_max`.
 
-        Source: Nichol & Dhariwal 2021, equation 17.
+        Source: Nichol & Dhariwal 2021, equation 17; the book, chapter 1.
 
         Raises:
             ValueError: when T < 1 or s < 0.
@@ -82,7 +83,7 @@ class NoiseSchedule:
         return f"NoiseSchedule(T={self.T}, β: {self.beta[1]:.3g} … {self.beta[-1]:.3g}, ᾱ_T = {self.alpha_bar[-1]:.3g})"
 
     def snr(self, t: Time) -> Tensor:
-        """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), float64; infinite at t = 0."""
+        """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), float64; infinite at t = 0 (Kingma et al. 2021, section 3.1; chapter 1)."""
         ab = self.alpha_bar[self._check_time(t)]
         return ab / (1 - ab)
 
@@ -109,7 +110,7 @@ class NoiseSchedule:
     def predict_x0(self, x_t: Tensor, t: Time, eps: Tensor) -> Tensor:
         """The x_0 that x_t would come from, were ε its noise: x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t.
 
-        Source: Song et al. 2021, equation 9. Shapes as in :meth:`add_noise`.
+        Source: Song et al. 2021, equation 9; the book, chapter 2. Shapes and errors as in :meth:`add_noise`.
         """
         _check_same_shape("x_t", x_t, "eps", eps)
         signal, sigma = self._signal_and_noise(t, x_t)
@@ -118,7 +119,8 @@ class NoiseSchedule:
     def predict_eps(self, x_t: Tensor, t: Time, x_0: Tensor) -> Tensor:
         """The noise in x_t, were `x_0` its data: ε = (x_t - √ᾱ_t x_0) / √(1-ᾱ_t), for t in 1..T.
 
-        The inverse of :meth:`predict_x0`; it is what re-derives ε after x̂_0 was clipped.
+        The inverse of :meth:`predict_x0`: Song et al. 2021, equation 9, solved for ε; it is what re-derives ε after x̂_0 was
+        clipped (the book, chapter 5). Shapes and errors as in :meth:`add_noise`, but for t = 0, where there is no noise.
         """
         _check_same_shape("x_t", x_t, "x_0", x_0)
         signal, sigma = self._signal_and_noise(t, x_t, first=1)
@@ -128,7 +130,7 @@ class NoiseSchedule:
         """Mean and variance of q(x_{t-1} | x_t, x_0), a Gaussian.
 
         μ̃ = √ᾱ_{t-1} β_t / (1-ᾱ_t) · x_0 + √α_t (1-ᾱ_{t-1}) / (1-ᾱ_t) · x_t,   β̃ = (1-ᾱ_{t-1}) / (1-ᾱ_t) · β_t.
-        Source: Ho et al. 2020, equations 6 and 7.
+        Source: Ho et al. 2020, equations 6 and 7; the book, chapter 2.
 
         Args:
             x_0, x_t: [B, C, H, W].
@@ -150,7 +152,8 @@ class NoiseSchedule:
     def posterior_variance(self, t: Time, prev: Time | None = None) -> Tensor:
         """β̃: the variance of q(x_prev | x_t, x_0), (1-ᾱ_prev)/(1-ᾱ_t) · (1 - ᾱ_t/ᾱ_prev), float64; 0 when prev = 0.
 
-        Source: Ho et al. 2020, equation 7 for prev = t - 1 (the default); Song et al. 2021, equation 16 with η = 1.
+        Source: Ho et al. 2020, equation 7 for prev = t - 1 (the default); Song et al. 2021, equation 16 with η = 1; the
+        book, chapters 2 and 5.
         """
         t = self._check_time(t, first=1)
         ab, ab_prev = self.alpha_bar[t], self.alpha_bar[t - 1 if prev is None else prev]
@@ -161,8 +164,14 @@ class NoiseSchedule:
 
         Args:
             steps: τ_S > … > τ_1, in 1..T, as from :func:`ddimlib.timesteps`.
+
+        Raises:
+            ValueError: when `steps` is empty, leaves 1..T or does not decrease strictly.
         """
-        ab = self.alpha_bar[[0, *reversed(steps)]]
+        times = [0, *reversed(steps)]
+        if len(times) == 1 or times[-1] > self.T or any(t <= before for before, t in pairwise(times)):
+            raise ValueError(f"steps must decrease strictly within 1..{self.T}, got {list(steps)}")
+        ab = self.alpha_bar[times]
         return NoiseSchedule(1 - ab[1:] / ab[:-1])
 
     def _signal_and_noise(self, t: Time, like: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -185,6 +194,8 @@ class NoiseSchedule:
 
     def _check_time(self, t: Time, first: int = 0) -> Time:
         t = t.cpu() if isinstance(t, Tensor) else t
+        if isinstance(t, float) or (isinstance(t, Tensor) and (t.is_floating_point() or t.dtype == torch.bool)):
+            raise ValueError(f"t must be an int or an int64 tensor, got {t!r}; a time is an index into the schedule")
         low, high = (int(t.min()), int(t.max())) if isinstance(t, Tensor) else (t, t)
         if low < first or high > self.T:
             raise ValueError(f"t must lie in {first}..{self.T}, got {low if low < first else high}; t = 0 is data")

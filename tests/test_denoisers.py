@@ -67,6 +67,15 @@ def test_bad_labels_are_refused(wrap, labels, named):
         wrap(Conditional(), labels)
 
 
+@pytest.mark.parametrize("wrap", [LabelledDenoiser, lambda model, labels: GuidedDenoiser(model, labels, 2.0)])
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_another_number_of_labels_than_images_is_refused(wrap, n):
+    model = Conditional()
+    with pytest.raises(ValueError, match=f"{n} labels for a batch of 3"):
+        wrap(model, torch.zeros(n, dtype=torch.int64))(X, T)
+    assert not model.calls
+
+
 @pytest.mark.parametrize("scale", [-0.5, float("nan")])
 def test_bad_guidance_is_refused(scale):
     with pytest.raises(ValueError, match=f"got {scale}"):

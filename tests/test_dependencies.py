@@ -11,6 +11,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import ddimlib
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
@@ -56,6 +58,13 @@ def test_make_commands_in_the_documents_exist(document):
     named = set(re.findall(r"(?:^|`)make ([a-z]+)", (ROOT / document).read_text(), flags=re.MULTILINE))
     assert named, f"{document} should name the commands"
     assert named <= targets
+
+
+def test_the_version_and_the_licence_are_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert PROJECT["version"] == ddimlib.__version__ == citation["version"]
+    assert PROJECT["license"] == citation["license"]
+    assert (ROOT / "LICENSE").read_text().startswith(f"{PROJECT['license']} License")
 
 
 def test_importing_the_library_does_not_import_torchvision():

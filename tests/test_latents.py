@@ -128,3 +128,8 @@ def test_each_sample_has_an_angle_of_its_own():
 def test_where_there_is_no_one_great_circle_slerp_says_so(a, b, named):
     with pytest.raises(ValueError, match=named):
         slerp(a, b, 0.5)
+
+
+def test_lerp_refuses_what_torch_would_broadcast():
+    with pytest.raises(ValueError, match=r"\(2, 1, 2, 2\) and \(1, 1, 2, 2\)"):
+        lerp(randn(2, 1, 2, 2), randn(1, 1, 2, 2), 0.5)

@@ -105,7 +105,14 @@ def test_titles_of_admonitions_are_not_lost(path):
 def test_skeleton_of_a_chapter(path):
     text = prose(path)
     assert text.startswith("# ")
+    cells = read(path).cells
+    start = next(i for i, cell in enumerate(cells) if re.search(r"^## ", cell.source, re.MULTILINE))
+    assert "?" in cells[0].source, "a chapter opens with a question"
+    assert any(has_picture(output) for cell in cells[:start] for output in cell.get("outputs", [])), (
+        "and with a picture"
+    )
     assert "you will be able to" in text.lower()
+    assert re.search(r"^\*\*Time:\*\*.* to read.* to run on two CPU cores", text, re.MULTILINE)
     headings = [h.lower() for h in re.findall(r"^## (.+)$", text, flags=re.MULTILINE)]
     places = [next((i for i, h in enumerate(headings) if h.startswith(part)), None)
               for part in ("what goes wrong", "summary", "exercises", "references")]  # fmt: skip
@@ -123,6 +130,22 @@ def test_every_exercise_has_a_folded_solution(path):
     assert 3 <= len(exercises) <= 6
     assert sorted(exercises) == sorted(folded)
     assert len(re.findall(r"\{exercise\}", text)) == len(exercises), "an exercise without a label"
+
+
+@named(CHAPTERS)
+def test_every_solution_has_code_that_was_run(path):
+    inside, run = None, {}
+    for cell in read(path).cells:
+        if cell.cell_type == "code" and inside and cell.execution_count:
+            run[inside] += 1
+        for start, label in (
+            re.findall(r"\{solution(-start|-end|)\} *(\S*)", cell.source) if cell.cell_type == "markdown" else []
+        ):
+            inside = label if start == "-start" else None
+            if start != "-end":
+                run[label] = 0
+    assert run
+    assert all(run.values()), run
 
 
 # Pictures: nbval itself does not look at them; the root conftest.py does.

@@ -99,6 +99,12 @@ def test_bad_components_are_refused(stds, weights, named):
         GaussianMixture(torch.zeros(2, 1, 1, 1), stds, weights)
 
 
+@pytest.mark.parametrize("mean", [math.nan, math.inf])
+def test_a_mean_that_is_not_finite_is_refused(mean):
+    with pytest.raises(ValueError, match="a mean"):
+        gaussian(mean)
+
+
 def test_one_time_for_the_whole_batch():
     with pytest.raises(ValueError, match="one t for the whole batch"):
         gaussian().denoiser(LINEAR)(randn(2, 1, 1, 1), torch.tensor([1, 2]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddimlib import bundled_sample, load_pretrained, sample
-from ddimlib.data import PRETRAINED
+from ddimlib.data import DATA_LICENCES, PRETRAINED, bundled_samples
 from ddimlib.evaluation import RESULTS, evaluation_labels, load_results, weights_digest
 from ddimlib.metrics import Judge
 from ddimlib.pretrained import available, build_model, load_model, save_model
@@ -78,6 +78,14 @@ def test_shoes_point_the_way_they_do_in_the_data():
     labels = torch.tensor([5, 7, 9]).repeat(10)  # sandals, sneakers and boots
     images = sample(model, schedule, (30, 1, 28, 28), steps=10, seed=1, labels=labels)
     assert Judge.load("fashion").accuracy(images, labels) >= 0.8
+
+
+@pytest.mark.parametrize("name", bundled_samples())
+def test_bundled_images_are_shipped_with_their_licence(name):
+    (entry,) = [
+        e for e in (PRETRAINED / "LICENCES.md").read_text().split("\n- ") if e.startswith(f"`{name}-sample.npz`")
+    ]
+    assert DATA_LICENCES[name] in entry
 
 
 def test_a_judge_recognises_real_images():

@@ -429,6 +429,22 @@ def test_a_network_that_returns_another_shape_is_refused():
         evaluate(lambda x, t: x.repeat(1, 2, 1, 1), X, 3)
 
 
+def test_a_step_refuses_what_torch_would_broadcast():
+    """One ε, or one noise, for all images of a batch."""
+    one = X[:1]
+    assert one.shape != X.shape
+    for step in (
+        lambda eps, z: ddim_step(SCHEDULE, X, eps, 9, 1, 1.0, z),
+        lambda eps, z: ddpm_step(SCHEDULE, X, eps, 9, z),
+    ):
+        with pytest.raises(ValueError, match="x_t and eps"):
+            step(one, X)
+        with pytest.raises(ValueError, match="x_t and z"):
+            step(X, one)
+    with pytest.raises(ValueError, match="x_t and z"):
+        last(ddim(MODEL, SCHEDULE, X, STEPS, 1.0, noise=lambda x: torch.randn_like(x[:1])))
+
+
 @pytest.mark.parametrize(("t", "prev"), [(5, -1), (41, 3), (-1, 0)])
 def test_a_step_to_or_from_nowhere_is_refused(t, prev):
     """Python would read index -1 as the end of ᾱ: pure noise where data was meant."""

@@ -246,3 +246,17 @@ def test_one_time_per_sample_means_one_for_each():
     x = randn(3, 1, 2, 2)
     with pytest.raises(ValueError, match="2 entries for a batch of 3"):
         short_schedule().add_noise(x, torch.tensor([1, 2]), x)
+
+
+@pytest.mark.parametrize("t", [2.5, torch.tensor([2.0, 3.0]), torch.tensor([True, False])])
+def test_a_time_that_is_no_integer_is_refused(t):
+    x = randn(2, 1, 2, 2)
+    with pytest.raises(ValueError, match="int64"):
+        short_schedule().add_noise(x, t, x)
+
+
+@pytest.mark.parametrize("steps", [[], [0], [-1], [41], [5, 10], [10, 10]])
+def test_a_chain_of_steps_that_do_not_decrease_within_the_schedule_is_refused(steps):
+    """Index -1 would be read as the end of ᾱ, and silently make a chain of one step."""
+    with pytest.raises(ValueError, match=r"decrease strictly within 1\.\.40"):
+        short_schedule().respaced(steps)
