@@ -1,6 +1,7 @@
 """Where a number comes from: command, versions, device and date, for cards and result files."""
 
 import datetime
+import os
 import platform
 import shlex
 import sys
@@ -14,8 +15,10 @@ from ddimlib import __version__
 def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Facts to be stored beside every measured number."""
     device = torch.device(device)
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun sets it
+    launcher = ["python"] if processes == "1" else ["torchrun", "--nproc-per-node", processes]
     return {
-        "command": shlex.join(["python", "-m", "ddimlib", *sys.argv[1:]]),
+        "command": shlex.join([*launcher, "-m", "ddimlib", *sys.argv[1:]]),
         "ddimlib": __version__,
         "torch": torch.__version__.split("+")[0],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),

@@ -312,7 +312,9 @@ def test_fid_and_precision_are_in_the_table_when_asked_for(tiny_model, judge, tm
     inception = InceptionDistance(torch.zeros(30, 1, 28, 28, dtype=torch.uint8), network=Stub())
     one = {"steps": [1], "etas": [0.0]}
     plain = evaluate_tiny(tiny_model, judge, tmp_path / "plain.json", **one)
-    table = evaluate_tiny(tiny_model, judge, tmp_path / "table.json", inception=inception, bf16=True, compile=True, **one)
+    table = evaluate_tiny(
+        tiny_model, judge, tmp_path / "table.json", inception=inception, bf16=True, compile=True, **one
+    )
     assert seen == [(False, False), (True, True)]
     assert table["settings"] == plain["settings"] | {"bf16": True, "fid_real_images": 30}
     assert "fid" not in plain["rows"][0]

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import sys
 
 import pytest
 import torch
@@ -167,3 +168,14 @@ def test_provenance_can_be_stored_and_says_the_version():
     assert json.loads(json.dumps(facts)) == facts
     assert facts["torch"] == torch.__version__.split("+")[0]
     assert {"command", "ddimlib", "device", "date"} <= facts.keys()
+
+
+@pytest.mark.parametrize(
+    ("processes", "launcher"), [(None, "python"), ("1", "python"), ("2", "torchrun --nproc-per-node 2")]
+)
+def test_provenance_says_how_many_processes_were_started(processes, launcher, monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setattr(sys, "argv", ["somewhere/__main__.py", "train", "mnist"])
+    assert provenance()["command"] == f"{launcher} -m ddimlib train mnist"
