@@ -1,5 +1,6 @@
 """Starting noise: one seed for each sample, and paths between two latents."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -83,17 +84,20 @@ def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """The great-circle path: sin((1-w)θ)/sin θ · a + sin(wθ)/sin θ · b, θ the angle between a and b.
 
-    Source: Shoemake 1985; Song et al. 2021, appendix D.5. Keeps the norm of two latents of equal norm.
+    Source: Shoemake 1985; Song et al. 2021, appendix D.5; the book, chapter 6. Keeps the norm of two latents of equal norm.
 
     Args:
         a, b: [B, …], same shape; each sample has an angle of its own.
         weight: w in [0, 1].
 
     Raises:
-        ValueError: when the shapes differ, a or b is 0 (no direction), or they point in opposite ones (no unique path).
+        ValueError: when the shapes differ, the weight is NaN or infinite, a or b is 0 (no direction), or they point in opposite
+            ones (no unique path).
     """
     if a.shape != b.shape:
         raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    if not math.isfinite(weight):
+        raise ValueError(f"the weight must be a finite number, got {weight}; 0 is a and 1 is b")
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
     norms = flat_a.norm(dim=1) * flat_b.norm(dim=1)
     if not (norms > 0).all():  # catches NaN too

@@ -13,6 +13,7 @@ class GaussianMixture:
     """Data drawn from Σ_k w_k N(m_k, s_k² I), and everything that the forward process makes of it, in closed form.
 
     Under q, component k at time t is N(√ᾱ_t m_k, v_k I) with v_k = ᾱ_t s_k² + 1 - ᾱ_t: a mixture stays a mixture.
+    Source: Ho et al. 2020, equation 4, for each component; the book, chapter 1 (densities) and chapter 2 (the denoiser).
 
     Args:
         means: m_k, [K, C, H, W] or anything that broadcasts against it, such as [K, 1, 1, 1].

@@ -29,6 +29,7 @@ def ddim_sigma(schedule: NoiseSchedule, t: int, prev: int, eta: Eta) -> float:
 
     σ = η √((1-ᾱ_prev)/(1-ᾱ_t)) √(1 - ᾱ_t/ᾱ_prev): 0 for η = 0, √β̃ of the re-spaced chain for η = 1 (Song et al. 2021,
     equation 16). "hat" is the paper's larger σ̂ = √(1 - ᾱ_t/ᾱ_prev) (section 5), but no noise on the step to t = 0.
+    The book, chapters 3 and 5.
 
     Raises:
         ValueError: when η is outside [0, 1] and not "hat", when t or prev is outside 0..T, or when σ > 0 and prev ≥ t.
@@ -54,7 +55,7 @@ def ddim_step(
     z: Tensor | None = None,
     clip: float | None = None,
 ) -> Tensor:
-    """One step of the DDIM family from t to `prev` (Song et al. 2021, equation 12).
+    """One step of the DDIM family from t to `prev` (Song et al. 2021, equation 12; the book, chapter 3).
 
     x_prev = √ᾱ_prev x̂_0 + √(1-ᾱ_prev-σ²) ε + σ z, with x̂_0 = (x_t - √(1-ᾱ_t) ε)/√ᾱ_t:
     the predicted x_0, the direction pointing to x_t, and noise.
@@ -90,7 +91,7 @@ def ddpm_step(
     clip: float | None = None,
     variance: Literal["posterior", "beta"] = "posterior",
 ) -> Tensor:
-    """One ancestral step from t to t - 1 (Ho et al. 2020, algorithm 2).
+    """One ancestral step from t to t - 1 (Ho et al. 2020, algorithm 2; the book, chapter 2).
 
     x_{t-1} = 1/√α_t · (x_t - β_t/√(1-ᾱ_t) · ε) + σ_t z, no noise on the last step (t = 1).
 
@@ -125,6 +126,7 @@ def ddim(
     """Sample along `steps`, yielding the state after each: `*path, x_0 = ddim(...)` (Song et al. 2021, equation 12).
 
     The pairs walked are (τ_S, τ_{S-1}), …, (τ_1, 0): exactly S network evaluations, and no special last step.
+    A NaN from the network is passed on, since a check at every step would make a GPU wait; :func:`sample` checks its result.
 
     Args:
         model: the denoiser.
@@ -169,6 +171,7 @@ def ddpm(
     """Ancestral sampling through all T steps, yielding the state after each (Ho et al. 2020, algorithm 2).
 
     Args and errors as in :func:`ddim`; a noise tensor is [T, B, C, H, W], `variance` as in :func:`ddpm_step`.
+    A NaN from the network is passed on, since a check at every step would make a GPU wait; :func:`sample` checks its result.
 
     Yields:
         T states, the last of which is x_0.

@@ -106,7 +106,7 @@ RECIPES = {
 def noise_loss(eps: Tensor, noise: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """Mean squared error of the predicted noise, ‖ε - ε_θ(x_t, t)‖² a pixel, averaged over the batch.
 
-    With weight 1 it is L_simple (Ho et al. 2020, equation 14).
+    With weight 1 it is L_simple (Ho et al. 2020, equation 14; the book, chapter 2).
 
     Args:
         eps, noise: predicted and true ε, [B, C, H, W].
@@ -166,6 +166,7 @@ def ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]
     """Averaging rule for torch's `AveragedModel`: average ← d · average + (1 - d) · weights, d = min(decay, (1+n)/(10+n)).
 
     The warm-up in n, the number of updates so far, lets the average forget the random start.
+    Source: Ho et al. 2020, appendix B, who have no warm-up; the book, chapter 2.
     """
 
     @torch.no_grad()

@@ -130,6 +130,12 @@ def test_where_there_is_no_one_great_circle_slerp_says_so(a, b, named):
         slerp(a, b, 0.5)
 
 
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_slerp_refuses_a_weight_that_is_no_number(weight):
+    with pytest.raises(ValueError, match=f"weight must be a finite number, got {weight}"):
+        slerp(randn(1, 1, 2, 2), randn(1, 1, 2, 2, seed=1), weight)
+
+
 def test_lerp_refuses_what_torch_would_broadcast():
     with pytest.raises(ValueError, match=r"\(2, 1, 2, 2\) and \(1, 1, 2, 2\)"):
         lerp(randn(2, 1, 2, 2), randn(1, 1, 2, 2), 0.5)

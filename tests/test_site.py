@@ -217,6 +217,21 @@ def test_text_can_be_read_on_its_ground(browser, origin, chapters, scheme):
     assert not {page: found for page, found in weak.items() if found}
 
 
+def test_the_slider_of_chapter_1_moves_label_and_picture(browser, origin):
+    """On the static page, without a kernel: the notebook's script has every frame with it."""
+    visitor = Visitor(browser, origin, LAPTOP)
+    tab = visitor.open("book/01-forward-process.html")
+    pictures = [tab.locator("#forward-strip").screenshot()]
+    assert tab.locator("#forward-label").inner_text().startswith("t = 0,")
+    for key, t in [("ArrowRight", 50), ("End", 1000)]:
+        tab.locator("#forward-t").press(key)
+        assert tab.locator("#forward-label").inner_text().startswith(f"t = {t},")
+        pictures.append(tab.locator("#forward-strip").screenshot())
+    assert len(set(pictures)) == 3
+    assert not visitor.strangers + visitor.errors
+    visitor.context.close()
+
+
 def test_search_finds_a_chapter(browser, origin):
     visitor = Visitor(browser, origin, LAPTOP)
     visitor.tab.goto(f"{origin}/search.html?q=denoising")

@@ -4,6 +4,7 @@ python tools/run_notebooks.py book/04-few-steps.ipynb ...     (default: every no
 """
 
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -31,10 +32,12 @@ def run(path: Path) -> None:
     # Kernels start in the notebook's folder, as in JupyterLab and under the tests.
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True,
                             resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
+    begin = time.perf_counter()
     client.execute()
+    seconds = time.perf_counter() - begin
     normalise(notebook)
     nbformat.write(notebook, path)
-    print(f"{path}: done")
+    print(f"{path}: {seconds:.0f} s")
 
 
 if __name__ == "__main__":
