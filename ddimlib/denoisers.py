@@ -67,8 +67,7 @@ class LabelledDenoiser(nn.Module):
         self.labels = labels
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        _check_batch(x, self.labels)
-        self.labels = self.labels.to(x.device)  # copied once: a copy at every step would make the host wait
+        self.labels = _labels_for(x, self.labels)
         return self.model(x, t, self.labels)
 
 
@@ -98,8 +97,7 @@ class GuidedDenoiser(nn.Module):
         self.scale = scale
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        _check_batch(x, self.labels)
-        self.labels = self.labels.to(x.device)  # copied once: a copy at every step would make the host wait
+        self.labels = _labels_for(x, self.labels)
         none = torch.full_like(self.labels, int(self.model.num_classes))  # type: ignore[arg-type]
         eps = self.model(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([none, self.labels]))
         unconditional, conditional = eps.chunk(2)
@@ -124,12 +122,16 @@ class DiffusersDenoiser(nn.Module):
         return self.unet(x, t - 1, class_labels=labels).sample
 
 
-def _check_batch(x: Tensor, labels: Tensor) -> None:
-    """One label for each sample: a single one would be broadcast, and silently become the label of all."""
+def _labels_for(x: Tensor, labels: Tensor) -> Tensor:
+    """`labels` on the device of x, to be kept: a copy at every step would make the host wait.
+
+    There must be one for each sample: a single one would be broadcast, and silently become the label of all.
+    """
     if len(labels) != len(x):
         raise ValueError(
             f"{len(labels)} labels for a batch of {len(x)}; give one label for each sample, in their order"
         )
+    return labels.to(x.device)
 
 
 def check_labels(model: nn.Module, labels: Tensor) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ddimlib.schedule import check_same_shape
+
 
 def mixed_seed(*entropy: int) -> int:
     """One well-mixed seed, in 0..2⁶³-1, out of several small non-negative numbers such as (run, sample)."""
@@ -76,8 +78,7 @@ def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     Raises:
         ValueError: when the shapes differ.
     """
-    if a.shape != b.shape:
-        raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    check_same_shape("a", a, "b", b)
     return torch.lerp(a, b, weight)
 
 
@@ -94,8 +95,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
         ValueError: when the shapes differ, the weight is NaN or infinite, a or b is 0 (no direction), or they point in opposite
             ones (no unique path).
     """
-    if a.shape != b.shape:
-        raise ValueError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    check_same_shape("a", a, "b", b)
     if not math.isfinite(weight):
         raise ValueError(f"the weight must be a finite number, got {weight}; 0 is a and 1 is b")
     flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ddimlib.denoisers import GuidedDenoiser, LabelledDenoiser
 from ddimlib.latents import SeededNoise, sample_seeds
-from ddimlib.schedule import NoiseSchedule
+from ddimlib.schedule import NoiseSchedule, check_same_shape
 from ddimlib.timesteps import Spacing, check_timesteps, timesteps
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -305,8 +305,7 @@ def _affine(x: Tensor, a: float, eps: Tensor, b: float, sigma: float, z: Tensor 
         return result
     if z is None:
         raise ValueError(f"this step adds noise (σ = {sigma:.3g}), so it needs z; pass noise of x_t's shape")
-    if z.shape != x.shape:  # it would be broadcast: one noise for all images
-        raise ValueError(f"x_t and z must have the same shape, got {tuple(x.shape)} and {tuple(z.shape)}")
+    check_same_shape("x_t", x, "z", z)
     return result.add_(z, alpha=sigma)
 
 
@@ -315,8 +314,7 @@ def _clipped(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int, clip: fl
 
     Every step begins here, so this is also where ε is refused when its shape is not that of x_t: it would be broadcast.
     """
-    if eps.shape != x_t.shape:
-        raise ValueError(f"x_t and eps must have the same shape, got {tuple(x_t.shape)} and {tuple(eps.shape)}")
+    check_same_shape("x_t", x_t, "eps", eps)
     if clip is None:
         return eps
     return schedule.predict_eps(x_t, t, schedule.predict_x0(x_t, t, eps).clamp(-clip, clip))

@@ -6,10 +6,11 @@ itself; β₀ = 0 and ᾱ₀ = 1 are stored. All of them are float64 and live on
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from ddimlib.timesteps import check_timesteps
 
 Time = int | Tensor
 """A timestep: one int for the whole batch, or an int64 tensor [B]."""
@@ -103,7 +104,7 @@ class NoiseSchedule:
         Raises:
             ValueError: when the shapes differ or t is outside 0..T.
         """
-        _check_same_shape("x_0", x_0, "noise", noise)
+        check_same_shape("x_0", x_0, "noise", noise)
         signal, sigma = self._signal_and_noise(t, x_0)
         return signal * x_0 + sigma * noise
 
@@ -112,7 +113,7 @@ class NoiseSchedule:
 
         Source: Song et al. 2021, equation 9; the book, chapter 2. Shapes and errors as in :meth:`add_noise`.
         """
-        _check_same_shape("x_t", x_t, "eps", eps)
+        check_same_shape("x_t", x_t, "eps", eps)
         signal, sigma = self._signal_and_noise(t, x_t)
         return (x_t - sigma * eps) / signal
 
@@ -122,7 +123,7 @@ class NoiseSchedule:
         The inverse of :meth:`predict_x0`: Song et al. 2021, equation 9, solved for ε; it is what re-derives ε after x̂_0 was
         clipped (the book, chapter 5). Shapes and errors as in :meth:`add_noise`, but for t = 0, where there is no noise.
         """
-        _check_same_shape("x_t", x_t, "x_0", x_0)
+        check_same_shape("x_t", x_t, "x_0", x_0)
         signal, sigma = self._signal_and_noise(t, x_t, first=1)
         return (x_t - signal * x_0) / sigma
 
@@ -142,7 +143,7 @@ class NoiseSchedule:
         Raises:
             ValueError: when the shapes differ or t is outside 1..T.
         """
-        _check_same_shape("x_0", x_0, "x_t", x_t)
+        check_same_shape("x_0", x_0, "x_t", x_t)
         t = self._check_time(t, first=1)
         ab, ab_prev, beta = self.alpha_bar[t], self.alpha_bar[t - 1], self.beta[t]
         c_0 = self._like(ab_prev.sqrt() * beta / (1 - ab), x_t)
@@ -166,12 +167,10 @@ class NoiseSchedule:
             steps: τ_S > … > τ_1, in 1..T, as from :func:`ddimlib.timesteps`.
 
         Raises:
-            ValueError: when `steps` is empty, leaves 1..T or does not decrease strictly.
+            ValueError: when `steps` is empty, leaves 1..T, does not decrease strictly or holds something else than integers.
         """
-        times = [0, *reversed(steps)]
-        if len(times) == 1 or times[-1] > self.T or any(t <= before for before, t in pairwise(times)):
-            raise ValueError(f"steps must decrease strictly within 1..{self.T}, got {list(steps)}")
-        ab = self.alpha_bar[times]
+        check_timesteps(self.T, steps)
+        ab = self.alpha_bar[[0, *reversed(steps)]]
         return NoiseSchedule(1 - ab[1:] / ab[:-1])
 
     def _signal_and_noise(self, t: Time, like: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
@@ -207,6 +206,7 @@ def _check_length(T: int) -> None:
         raise ValueError(f"T, the number of steps, must be an integer of at least 1, got {T!r}")
 
 
-def _check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    """Raise ValueError unless a and b, called so in the message, have the same shape: torch would broadcast them."""
     if a.shape != b.shape:
         raise ValueError(f"{name_a} and {name_b} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")

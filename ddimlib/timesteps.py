@@ -1,5 +1,6 @@
 """Which timesteps to visit: exactly S of 1..T, strictly decreasing, in four spacings."""
 
+from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral
 from typing import Literal, get_args
@@ -50,17 +51,16 @@ def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
     return ascending[::-1]
 
 
-def check_timesteps(T: int, steps: list[int]) -> None:
+def check_timesteps(T: int, steps: Sequence[int]) -> None:
     """Raise ValueError unless `steps` is a strictly decreasing, non-empty list of integers within 1..T."""
     if len(steps) == 0:
-        raise ValueError("steps is empty; a sampler needs at least one timestep")
+        raise ValueError(f"steps is empty; give timesteps that decrease strictly within 1..{T}, at least one")
     if not all(isinstance(t, Integral) for t in steps):
         raise ValueError(f"steps must be integers, got {_abbreviated(steps)}")
-    if any(a <= b for a, b in pairwise(steps)):
-        raise ValueError(f"steps must decrease strictly, from noise to data, got {_abbreviated(steps)}")
-    if steps[0] > T or steps[-1] < 1:
+    if steps[0] > T or steps[-1] < 1 or any(a <= b for a, b in pairwise(steps)):
         raise ValueError(
-            f"steps must lie in 1..{T}, got {_abbreviated(steps)}; t = 0 is data and is added by the sampler"
+            f"steps must decrease strictly within 1..{T}, got {_abbreviated(steps)}; they lead from noise to data, and t = 0 "
+            "is added by the sampler"
         )
 
 
@@ -69,5 +69,5 @@ def _rounded_ratio(a: int, b: int) -> int:
     return (2 * a + b) // (2 * b)
 
 
-def _abbreviated(steps: list[int]) -> str:
+def _abbreviated(steps: Sequence[int]) -> str:
     return str(list(steps)) if len(steps) <= 6 else f"[{steps[0]}, {steps[1]}, …, {steps[-1]}] ({len(steps)} entries)"
