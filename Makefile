@@ -30,7 +30,7 @@ IMAGES ?= 200
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: book test check lab serve run weights pins clean help
+.PHONY: book test check gpu lab serve run weights pins clean help
 
 # From scratch: Sphinx keeps links to what is gone.
 book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build/html
@@ -48,6 +48,10 @@ check: $(STAMP)  ## Lint, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+gpu: test  ## On a machine with a CUDA GPU: every test and notebook there, then the sampler's times
+	$(BIN)/uv pip install --python $(BIN)/python -e ".[bench]" -c constraints.txt
+	$(BIN)/python -m ddimlib benchmark --device cuda --out ddimlib/results/benchmark-cuda.json
 
 lab: $(STAMP)  ## Open the chapters in JupyterLab
 	$(BIN)/jupyter-lab book

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -28,6 +29,31 @@ def to_model_range(images: Tensor) -> Tensor:
 def to_bytes(images: Tensor) -> Tensor:
     """Model range [-1, 1] to bytes 0..255; what lies outside is clipped."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def warped(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image turned, sheared, stretched, moved and bent a little: still of its class, but never seen before.
+
+    The affine part turns by a few degrees and changes lengths by some per cent; the smooth displacement on top of it moves
+    a pixel by about half a pixel (Simard et al. 2003, "Best practices for convolutional neural networks", section 2).
+    What comes in from outside repeats the border.
+
+    Args:
+        x: images, [B, C, H, W].
+        generator: of the draws, on the CPU; they are made for the whole batch at once.
+
+    Returns:
+        As x.
+    """
+    n, h, w = len(x), *x.shape[2:]
+    affine = torch.eye(2, 3) + 0.08 * torch.randn(n, 2, 3, generator=generator) * torch.tensor([1.0, 1.0, 0.6])
+    bend = (
+        1.2
+        / w
+        * F.interpolate(torch.randn(n, 2, 4, 4, generator=generator), (h, w), mode="bicubic").permute(0, 2, 3, 1)
+    )
+    grid = F.affine_grid(affine, list(x.shape), align_corners=False) + bend
+    return F.grid_sample(x, grid.to(x.device), padding_mode="border", align_corners=False)
 
 
 def load_dataset(name: str, root: str | Path = "data", train: bool = True) -> tuple[Tensor, Tensor]:

@@ -94,17 +94,15 @@ class UNet(nn.Module):
         widths: channels of each level, multiples of `groups`.
         blocks: residual blocks of each level.
         attention: whether the blocks of each level are followed by self-attention.
-        image_size: height and width that it is trained at; without `positions` others work too, if every level halves
-            them evenly.
+        image_size: height and width that it is trained at; others work too, if every level halves them evenly.
         num_classes: number of class labels, or None for a network without labels.
         dropout: probability, in [0, 1).
         groups: groups of each GroupNorm (Wu & He 2018). On a CPU few are quick: with two channels a group, the norms of the
             first level take longer than its convolutions.
-        positions: add a learned map to the input of each level, one number for each channel and pixel. Convolutions and
-            attention do not know where in the image they are; where all images are centred, knowing it helps.
 
     Raises:
-        ValueError: when `widths`, `blocks` and `attention` differ in length, or a width is not a multiple of `groups`.
+        ValueError: when `widths`, `blocks` and `attention` differ in length, or a width is not a multiple of `groups`, or
+            these are fewer than one.
     """
 
     def __init__(
@@ -117,7 +115,6 @@ class UNet(nn.Module):
         num_classes: int | None = None,
         dropout: float = 0.0,
         groups: int = 8,
-        positions: bool = False,
     ) -> None:
         super().__init__()
         if not len(widths) == len(blocks) == len(attention):
@@ -125,6 +122,8 @@ class UNet(nn.Module):
                 f"widths, blocks and attention need one entry a level, got {len(widths)}, {len(blocks)} "
                 f"and {len(attention)} entries; make them equally long"
             )
+        if groups < 1:
+            raise ValueError(f"groups must be at least 1, got {groups}")
         if bad := [w for w in widths if w % groups or w <= 0]:
             raise ValueError(
                 f"widths must be positive multiples of {groups} (GroupNorm has {groups} groups), got {bad}"
@@ -145,12 +144,6 @@ class UNet(nn.Module):
 
         lowest = len(widths) - 1
         self.scale = 2**lowest
-        self.positions = None
-        if positions:
-            sizes = [image_size // 2**i for i in range(len(widths))]
-            self.positions = nn.ParameterList(
-                nn.Parameter(torch.zeros(1, w, n, n)) for w, n in zip(widths, sizes, strict=True)
-            )
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stages_of(widths[i], i) for i in range(lowest))
         self.shrink = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1) for i in range(lowest))
@@ -164,11 +157,6 @@ class UNet(nn.Module):
         self.head = nn.Sequential(nn.GroupNorm(groups, widths[0]), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        if self.positions is not None and x.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"this network has a map of positions, so it takes [B, {', '.join(map(str, self.image_shape))}] only, "
-                f"got {tuple(x.shape)}"
-            )
         if x.shape[1] != self.image_shape[0] or x.shape[2] % self.scale or x.shape[3] % self.scale:
             raise ValueError(
                 f"this network takes [B, {self.image_shape[0]}, H, W] with H and W multiples of {self.scale}, "
@@ -181,19 +169,16 @@ class UNet(nn.Module):
             embedding = embedding + self.label_embedding(labels)
         embedding = F.silu(embedding)
 
-        h = self._placed(self.stem(x), 0)
+        h = self.stem(x)
         across = []
-        for level, (stages, shrink) in enumerate(zip(self.down, self.shrink, strict=True)):
+        for stages, shrink in zip(self.down, self.shrink, strict=True):
             h = _through(stages, h, embedding)
             across.append(h)
-            h = self._placed(shrink(h), level + 1)
+            h = shrink(h)
         h = _through(self.bottom, h, embedding)
         for stages, grow, same_level in zip(reversed(self.up), reversed(self.grow), reversed(across), strict=True):
             h = _through(stages, torch.cat([grow(h), same_level], dim=1), embedding)
         return self.head(h)
-
-    def _placed(self, h: Tensor, level: int) -> Tensor:
-        return h if self.positions is None else h + self.positions[level]
 
 
 def _through(stages: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:

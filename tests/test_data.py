@@ -7,7 +7,8 @@ from PIL import Image
 
 from ddimlib import bundled_sample, load_dataset
 from ddimlib import data as data_module
-from ddimlib.data import CLASS_NAMES, DATASETS, to_bytes, to_model_range
+from ddimlib.data import CLASS_NAMES, DATASETS, to_bytes, to_model_range, warped
+from ddimlib.metrics import Judge
 
 
 def test_every_byte_survives_the_way_there_and_back():
@@ -21,6 +22,30 @@ def test_every_byte_survives_the_way_there_and_back():
 
 def test_what_lies_outside_is_clipped():
     assert to_bytes(torch.tensor([-7.0, 1.5, 0.0])).tolist() == [0, 255, 128]
+
+
+def test_a_warp_moves_pixels_a_little_and_each_image_in_its_own_way():
+    """Images whose values are the columns: warped, they say from where each pixel came."""
+    columns = torch.arange(28.0).expand(200, 1, 28, 28)
+    moved = warped(columns, torch.Generator().manual_seed(0))[:, 0, 8:20, 8:20] - columns[:, 0, 8:20, 8:20]
+    assert 0.5 < moved.square().mean().sqrt() < 1.5
+    assert abs(moved.mean()) < 0.3
+    assert moved.std(0).min() > 0.3
+    assert moved.diff(dim=-1).abs().max() < 1  # smooth: no pixel overtakes its neighbour
+
+
+def test_a_warp_draws_from_its_generator_alone_and_keeps_flat_images():
+    x, _ = bundled_sample("mnist")
+    a, b, other = (warped(x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(a, b)
+    assert not a.allclose(other, atol=0.1)
+    assert (a.min(), a.max()) >= (-1, 1 - 1e-6)
+    assert warped(torch.full((3, 2, 5, 6), 0.7), torch.Generator()).allclose(torch.tensor(0.7))
+
+
+def test_a_warped_digit_is_still_that_digit():
+    images, labels = bundled_sample("mnist")
+    assert Judge.load("mnist").accuracy(warped(images, torch.Generator().manual_seed(0)), labels) >= 0.94
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion"])

@@ -199,6 +199,19 @@ def test_half_of_the_images_are_mirrored_when_asked():
     assert 0.35 < mirrored / 240 < 0.65
 
 
+def test_all_images_are_warped_at_first_and_none_at_last():
+    plain, bent = (make(replace(CONFIG, flip=False, steps=400, warp=warp)) for warp in (False, True))
+
+    def share(steps):
+        changed = [(plain.batch(k)[0] != bent.batch(k)[0]).flatten(1).any(1) for k in steps]
+        return torch.cat(changed).double().mean().item()
+
+    assert share(range(0, 200, 10)) == 1
+    assert 0.4 < share(range(280, 320)) < 0.6
+    assert share([399]) <= 1 / 8
+    assert share([400]) == 0
+
+
 def test_without_labels_none_are_given():
     trainer = make(network=NETWORK | {"num_classes": None}, labels=False)
     assert trainer.batch(0)[1] is None

@@ -54,29 +54,13 @@ def test_time_and_label_matter_and_no_label_is_the_class_after_the_last():
     assert torch.equal(model(X, T), model(X, T, torch.full((4,), 3)))
 
 
-@pytest.mark.parametrize("positions", [False, True])
-def test_every_weight_takes_part(positions):
-    model = build(num_classes=3, positions=positions)
+def test_every_weight_takes_part():
+    model = build(num_classes=3)
     model(X, T, torch.tensor([0, 1, 2, 3])).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().max() == 0] == []
 
 
 @torch.no_grad()
-def test_a_network_with_positions_knows_where_a_pixel_is():
-    """Wrapped around its edges, a network of convolutions and attention moves its answer with the image."""
-
-    def error_of_a_shift(positions):
-        model = build(positions=positions)
-        for layer in model.modules():
-            if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
-                layer.padding_mode, layer._reversed_padding_repeated_twice = "circular", [1, 1, 1, 1]
-        shift = {"shifts": (4, 2), "dims": (2, 3)}  # multiples of the lowest level's stride
-        return (model(X.roll(**shift), T) - model(X, T).roll(**shift)).abs().max().item()
-
-    assert error_of_a_shift(positions=False) < 1e-4
-    assert error_of_a_shift(positions=True) > 0.1
-
-
 @pytest.mark.parametrize("groups", [2, 8])
 def test_the_norms_have_the_groups_asked_for(groups):
     norms = [layer for layer in build(groups=groups).modules() if isinstance(layer, nn.GroupNorm)]
@@ -128,6 +112,7 @@ def test_attention_works_at_every_allowed_width(width):
         ({"widths": (8, 12)}, r"got \[12\]"),
         ({"widths": (0, 8)}, r"got \[0\]"),
         ({"groups": 3}, r"multiples of 3 .* got \[8, 16\]"),
+        ({"groups": 0}, "at least 1, got 0"),
     ],
 )
 def test_bad_levels_are_refused(arguments, named):
@@ -139,13 +124,6 @@ def test_bad_levels_are_refused(arguments, named):
 def test_images_that_do_not_fit_are_refused(shape):
     with pytest.raises(ValueError, match=str(shape).replace("(", r"\(").replace(")", r"\)")):
         build()(torch.zeros(shape), T[:2])
-
-
-def test_positions_need_images_of_one_size():
-    model = build(positions=True)
-    assert model(X, T).shape == X.shape
-    with pytest.raises(ValueError, match=r"takes \[B, 1, 8, 8\] only, got \(2, 1, 4, 8\)"):
-        model(torch.zeros(2, 1, 4, 8), T[:2])
 
 
 def test_it_remembers_the_shape_of_its_images():
