@@ -31,10 +31,9 @@ def made(tmp_path_factory):
     sizes = ["EPOCHS=1", "N=4", "BATCH=4", "QUALITY=2", "STEPS=2 10 20", "ETA_STEPS=2 10", "RECONSTRUCTION_STEPS=10 20"]
     sizes += ["IMAGES=2", "SPACING_STEPS=2 10", "GRID_STEPS=2", "EVAL=--quiet"]
     sizes += ["""TRAIN=--steps 2 --batch-size 8 --network '{"widths": [8, 16, 16], "blocks": [1, 1, 1]}'"""]
-    places = [f"DATA={folder / 'data'}", f"RUNS={folder / 'runs'}", f"SHIPPED={folder / 'ddimlib'}"]
-    places += [f"BIN={Path(sys.executable).parent}", "STAMP="]
-    command = ["make", "weights", "NETWORKS=cifar10", *sizes, *places]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    places = ["DATA=data", "RUNS=runs", "SHIPPED=ddimlib", f"BIN={Path(sys.executable).parent}", "STAMP="]
+    command = ["make", "--file", str(ROOT / "Makefile"), "weights", "NETWORKS=cifar10", *sizes, *places]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True)
     return folder, command
 
 
@@ -64,7 +63,7 @@ def test_weights_are_made_from_training_to_tables_by_one_command(made):
         assert manifest["settings"]["weights"] == weights_digest(network)
     # a second time, nothing is made again; a table that was cut off is finished
     (runs / "steps.json").rename(runs / "steps.part.json")
-    again = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    again = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True).stdout
     assert "ddimlib train" not in again
     assert "ddimlib sample" not in again
     assert again.count("ddimlib evaluate") == 1
