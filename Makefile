@@ -22,11 +22,15 @@ N ?= 5000
 BATCH ?= 250
 weights-cifar10: N = 10000
 weights-cifar10: BATCH = 1000
+weights-cifar10: MORE_TABLES = last leading quadratic
+weights-cifar10: GRIDS = grid-model grid-last
 QUALITY ?= 10 50
 STEPS ?= 10 20 50 100 250 1000
 ETA_STEPS ?= 10 20 50 100 1000
 RECONSTRUCTION_STEPS ?= 10 20 50 100 200 500 1000
 IMAGES ?= 200
+SPACING_STEPS ?= 10 20 50 100
+GRID_STEPS ?= 1000
 
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -73,7 +77,8 @@ weights-%: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors \
 	cp $(RUNS)/$*/model.safetensors $(SHIPPED)/pretrained/$*.safetensors
 	cp $(RUNS)/$*/model.json $(SHIPPED)/pretrained/$*.json
 	cp $(RUNS)/$*/classifier.safetensors $(SHIPPED)/pretrained/$*-classifier.safetensors
-	for table in quality steps eta reconstruction; do cp $(RUNS)/$*/$$table.json $(SHIPPED)/results/$*-$$table.json; done
+	for table in quality steps eta reconstruction $(MORE_TABLES); do cp $(RUNS)/$*/$$table.json $(SHIPPED)/results/$*-$$table.json; done
+	for grid in $(GRIDS); do rm -rf $(SHIPPED)/results/$*-$$grid; cp -r $(RUNS)/$*/$$grid $(SHIPPED)/results/$*-$$grid; done
 
 $(RUNS)/%/model.safetensors: $(STAMP)
 	$(BIN)/python -m ddimlib train $* --root $(DATA) --out $(RUNS)/$* $(TRAIN)
@@ -100,6 +105,23 @@ $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
 	$(BIN)/python -m ddimlib reconstruct --model $< --data $* --root $(DATA) --n $(IMAGES) --batch-size 100 \
 	    --steps $(RECONSTRUCTION_STEPS) --iterations 0 3 --out $(@:.json=.part.json)
 	mv $(@:.json=.part.json) $@
+
+# What chapter 10 needs besides: the weights of the last step against the averaged ones, other spacings, images to look at.
+COLOUR := $(RUNS)/cifar10
+weights-cifar10: $(COLOUR)/last.json $(COLOUR)/leading.json $(COLOUR)/quadratic.json \
+    $(COLOUR)/grid-model/manifest.json $(COLOUR)/grid-last/manifest.json
+
+$(COLOUR)/last.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
+	$(EVALUATE) --model $(@D)/last.safetensors --steps $(QUALITY)
+	mv $(@:.json=.part.json) $@
+
+$(COLOUR)/leading.json $(COLOUR)/quadratic.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
+	$(EVALUATE) --spacing $(basename $(@F)) --steps $(SPACING_STEPS)
+	mv $(@:.json=.part.json) $@
+
+$(COLOUR)/grid-%/manifest.json: $(COLOUR)/model.safetensors
+	$(BIN)/python -m ddimlib sample --model $(COLOUR)/$*.safetensors --labels 0 1 2 3 4 5 6 7 8 9 --n 80 --batch-size 80 \
+	    --steps $(GRID_STEPS) --out $(@D)
 
 # To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test,bench]", then this, then `make test`.
 pins:  ## Write the versions installed in .venv to constraints.txt

@@ -7,7 +7,14 @@ import nbval.plugin
 import numpy as np
 from PIL import Image
 
+from ddimlib.pretrained import available
+
+# Chapter 10 is finished but for its network, which takes a GPU to train. Until that is shipped the notebook has no outputs
+# and no place in _toc.yml, and is tested with a stand-in (tests/test_chapter_10.py).
+WAITING = [] if "cifar10" in available() else ["10-cifar10.ipynb"]
+
 collect_ignore_glob = ["_build/*", "book/problem_sets/*"]  # problem sets are for the reader to complete
+collect_ignore_glob += [f"book/{name}" for name in WAITING]
 
 SIZE = (64, 64)
 TOLERANCE = 0.02  # RMSE on a scale of 0 to 1: a changed line plot gives about 0.045, a repeated one 0

@@ -78,6 +78,7 @@ def train_command(args: argparse.Namespace) -> int:
         )
         return UNFINISHED
     save_model(out / "model.safetensors", trainer.averaged_model, schedule, network, recipe.half)
+    save_model(out / "last.safetensors", trainer.model, schedule, network, recipe.half)  # to see what averaging does
     card = {
         "data": args.data,
         "data_licence": DATA_LICENCES.get(args.data, "that of the images"),
@@ -94,7 +95,8 @@ def train_command(args: argparse.Namespace) -> int:
         "trained": provenance(args.device),
     }
     write_json(out / "model.json", card)
-    print(f"wrote {out / 'model.safetensors'} (the averaged weights) and {out / 'model.json'} (the facts about them)")
+    print(f"wrote {out / 'model.safetensors'} (the averaged weights) and {out / 'model.json'} (the facts about them); "
+          f"{out / 'last.safetensors'} holds the last step's weights, for comparison")  # fmt: skip
     return 0
 
 

@@ -3,10 +3,13 @@
 import weakref
 from collections.abc import Iterable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
 import torch.utils._pytree as pytree
+from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -167,3 +170,13 @@ class FakeGraphs:
         monkeypatch.setattr(torch.cuda, "current_stream", cls.Stream)
         for name in ("stream", "device"):
             monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
+
+
+def write_colour_images(folder: Path, classes: str = "ab", size: int = 32, per_class: int = 4) -> None:
+    """Random images, where ImageFolder finds them."""
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for k in range(len(classes) * per_class):
+            path = folder / part / classes[k % len(classes)] / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)

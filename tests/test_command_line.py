@@ -5,11 +5,11 @@ import struct
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import write_colour_images
 from PIL import Image
 
 from ddimlib import evaluation, training
@@ -47,23 +47,6 @@ def mnist_root(tmp_path):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 0x803, 300, 28, 28) + images.tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 0x801, 300) + labels.tobytes())
     return tmp_path / "data"
-
-
-def write_colour_images(folder, size=32, per_class=4):
-    """Random images of two classes, where ImageFolder finds them."""
-    generator = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for k in range(2 * per_class):
-            path = folder / part / "ab"[k % 2] / f"{k}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
-
-
-@pytest.fixture
-def colour_root(tmp_path):
-    """A folder with sixteen random images in place of CIFAR-10."""
-    write_colour_images(tmp_path / "colour" / "cifar10")
-    return tmp_path / "colour"
 
 
 def picture(path):
@@ -430,39 +413,6 @@ def test_reconstruct_asks_for_no_more_images_than_there_are(tiny_model, tmp_path
 
 def test_labels_come_equally_often():
     assert evaluation_labels(30, 10).bincount().tolist() == [3] * 10
-
-
-def test_weights_are_made_from_training_to_tables_by_one_command(colour_root, tmp_path, monkeypatch):
-    shipped, runs = tmp_path / "shipped", tmp_path / "runs"
-    train = """TRAIN=--steps 2 --batch-size 8 --network '{"widths": [8, 16, 16], "blocks": [1, 1, 1]}'"""
-    tables = ["EPOCHS=1", "N=4", "QUALITY=2", "STEPS=2 3", "ETA_STEPS=2", "RECONSTRUCTION_STEPS=2 3", "IMAGES=2"]
-    sizes = [*tables, train]
-    places = [
-        f"DATA={colour_root}",
-        f"RUNS={runs}",
-        f"SHIPPED={shipped}",
-        f"BIN={Path(sys.executable).parent}",
-        "STAMP=",
-    ]
-    monkeypatch.chdir(Path(__file__).parent.parent)
-    command = ["make", "weights", "NETWORKS=cifar10", *sizes, *places]
-    subprocess.run(command, check=True, capture_output=True)
-    model, _ = load_model(shipped / "pretrained" / "cifar10.safetensors")
-    assert model.image_shape == (3, 32, 32)
-    judge = Judge.load(str(shipped / "pretrained" / "cifar10-classifier.safetensors"))
-    card = json.loads((shipped / "pretrained" / "cifar10.json").read_text())
-    assert (card["steps"], card["stored_as"], judge.facts["stored_as"]) == (2, "float16", "float16")
-    for kind, rows in {"quality": 1, "steps": 2, "eta": 5, "reconstruction": 4}.items():
-        table = json.loads((shipped / "results" / f"cifar10-{kind}.json").read_text())
-        assert table["settings"]["weights"] == card["quality"]["settings"]["weights"] == weights_digest(model)
-        assert len(table["rows"]) == rows
-        if kind != "reconstruction":
-            assert table["judge"] == judge.facts
-    # a second time, nothing is made again; a table that was cut off is finished
-    (runs / "cifar10" / "steps.json").rename(runs / "cifar10" / "steps.part.json")
-    again = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert "ddimlib train" not in again
-    assert again.count("ddimlib evaluate") == 1
 
 
 def test_a_model_is_no_judge(tiny_model):

@@ -1,8 +1,9 @@
 """Run notebooks top to bottom and store their outputs, with nothing in the file that changes from run to run.
 
-python tools/run_notebooks.py book/04-few-steps.ipynb ...     (default: every notebook of the book)
+python tools/run_notebooks.py book/04-few-steps.ipynb ...     (default: every notebook in _toc.yml)
 """
 
+import re
 import sys
 import time
 from pathlib import Path
@@ -41,6 +42,7 @@ def run(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    every = (p for p in (ROOT / "book").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+    shown = re.findall(r"file: (\S+)", (ROOT / "_toc.yml").read_text())
+    every = (path for name in shown if (path := ROOT / f"{name}.ipynb").exists())
     for path in map(Path, sys.argv[1:]) if sys.argv[1:] else sorted(every):
         run(path)
