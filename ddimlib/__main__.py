@@ -14,7 +14,15 @@ import torch
 from PIL import Image
 
 from ddimlib.benchmark import PEERS, benchmark, format_table
-from ddimlib.data import DATA_LICENCES, DATASETS, bundled_sample, bundled_samples, load_dataset, to_model_range
+from ddimlib.data import (
+    DATA_LICENCES,
+    DATASETS,
+    PRETRAINED,
+    bundled_sample,
+    bundled_samples,
+    load_dataset,
+    to_model_range,
+)
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
 from ddimlib.evaluation import evaluate, reconstruct
@@ -86,7 +94,7 @@ def train_command(args: argparse.Namespace) -> int:
         "parameters": sum(p.numel() for p in model.parameters()),
         "stored_as": "float16" if recipe.half else "float32",
         "computed_in": "bfloat16 (autocast)" if trainer.bf16 else "float32",
-        "started_from": args.start_from,
+        "started_from": _card_of(args.start_from),
         "steps": trainer.step,
         "batch_size": config.batch_size,
         "loss": config.loss,
@@ -98,6 +106,14 @@ def train_command(args: argparse.Namespace) -> int:
     print(f"wrote {out / 'model.safetensors'} (the averaged weights) and {out / 'model.json'} (the facts about them); "
           f"{out / 'last.safetensors'} holds the last step's weights, for comparison")  # fmt: skip
     return 0
+
+
+def _card_of(model: str | None) -> dict[str, Any] | None:
+    """What is known about the model that a run started from: its name, and its card where there is one."""
+    if model is None:
+        return None
+    card = Path(PRETRAINED / model if model in available() else model).with_suffix(".json")
+    return {"model": model} | (json.loads(card.read_text()) if card.exists() else {})
 
 
 def sample_command(args: argparse.Namespace) -> None:
@@ -339,6 +355,12 @@ def parser() -> argparse.ArgumentParser:
         "--ema", type=float, default=recipes, help="decay of the average of the weights (default: the recipe's)"
     )
     losses = ["balanced", "velocity", "noise"]
+    p.add_argument(
+        "--warp",
+        action=argparse.BooleanOptionalAction,
+        default=recipes,
+        help="bend the images a little, ever fewer of them (default: the recipe's)",
+    )
     p.add_argument("--loss", choices=losses, default=recipes, help="how timesteps are weighted (default: the recipe's)")
     p.add_argument("--device", default=default_device, help="cpu or cuda")
     p.add_argument("--compile", action="store_true", help="run the network through torch.compile")

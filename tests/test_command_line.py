@@ -193,7 +193,7 @@ def test_training_can_start_from_the_weights_of_a_model(mnist_root, tiny_model, 
     arguments = ["train", "mnist", "--root", str(mnist_root), "--out", str(out), "--batch-size", "8", "--quiet"]
     assert main([*arguments, "--start-from", str(tiny_model), "--learning-rate", "0"]) == 0
     assert weights_digest(load_model(out / "model.safetensors")[0]) == weights_digest(load_model(tiny_model)[0])
-    assert json.loads((out / "model.json").read_text())["started_from"] == str(tiny_model)
+    assert json.loads((out / "model.json").read_text())["started_from"]["model"] == str(tiny_model)
 
 
 def test_interrupted_training_says_how_to_go_on(mnist_root, tmp_path, monkeypatch, capsys):
