@@ -189,11 +189,13 @@ def test_what_is_not_there_is_named_with_the_way_to_get_it(arguments, message, t
 
 def test_training_can_start_from_the_weights_of_a_model(mnist_root, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, training.TrainingConfig(steps=1)))
-    out = tmp_path / "run"
+    out, first = tmp_path / "run", tmp_path / "first.safetensors"
+    first.write_bytes(tiny_model.read_bytes())
+    first.with_suffix(".json").write_text('{"steps": 7}')
     arguments = ["train", "mnist", "--root", str(mnist_root), "--out", str(out), "--batch-size", "8", "--quiet"]
-    assert main([*arguments, "--start-from", str(tiny_model), "--learning-rate", "0"]) == 0
+    assert main([*arguments, "--start-from", str(first), "--learning-rate", "0"]) == 0
     assert weights_digest(load_model(out / "model.safetensors")[0]) == weights_digest(load_model(tiny_model)[0])
-    assert json.loads((out / "model.json").read_text())["started_from"]["model"] == str(tiny_model)
+    assert json.loads((out / "model.json").read_text())["started_from"] == {"model": str(first), "steps": 7}
 
 
 def test_interrupted_training_says_how_to_go_on(mnist_root, tmp_path, monkeypatch, capsys):
