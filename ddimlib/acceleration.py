@@ -15,8 +15,8 @@ def accelerate(
     """A faster denoiser made out of `model`; `print(accelerate(model).report)` says by what means.
 
     On a CUDA GPU the network is captured in a CUDA graph, computed in bfloat16 where the GPU can, and laid out
-    channels_last. On a CPU in eager mode nothing but the layout helps, so the rest stays as it was; compiled, a CPU with
-    bfloat16 instructions computes in bfloat16.
+    channels_last. On a CPU it is laid out channels_last, and computed in bfloat16 where that pays: on a processor that
+    multiplies matrices of bfloat16 numbers (Intel's AMX) always, on one that multiplies vectors of them if it is compiled.
 
     Accelerate the network and wrap the result: `LabelledDenoiser(accelerate(model), labels)`.
 
@@ -38,14 +38,18 @@ def accelerate(
     if graph and not on_gpu:
         raise ValueError(f"CUDA graphs need a CUDA GPU, but the model is on {device}; leave graph out")
     if bf16 is None:
-        able = torch.cuda.is_bf16_supported(False) if on_gpu else compile and cpu_has_bf16()
+        able = torch.cuda.is_bf16_supported(False) if on_gpu else cpu_gains_by_bf16(compile)
         bf16 = able and parameter is not None and parameter.dtype == torch.float32
     return AcceleratedDenoiser(model, device, bf16, compile, on_gpu if graph is None else graph)
 
 
-def cpu_has_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 numbers itself; torch emulates it elsewhere, which does not pay."""
-    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+def cpu_gains_by_bf16(compiled: bool) -> bool:
+    """Whether this processor is faster with bfloat16 numbers; torch emulates them where it has no instructions for them.
+
+    With vector units alone, the conversions between the convolutions, which need float32, cost what the convolutions gain,
+    unless the network is compiled, which shares them among several operations.
+    """
+    checks = ["_is_amx_tile_supported"] + ["_is_avx512_bf16_supported"] * compiled
     return any(getattr(torch.cpu, name, bool)() for name in checks)
 
 

@@ -176,17 +176,24 @@ def test_an_accelerated_denoiser_says_what_samplers_ask_of_a_network(model):
         LabelledDenoiser(fast, torch.tensor([2]))
 
 
-def test_on_a_cpu_the_network_is_as_it_was_and_the_report_says_so(model):
+def test_on_a_cpu_without_bfloat16_the_network_is_as_it_was_and_the_report_says_so(model, monkeypatch):
+    monkeypatch.setattr("ddimlib.acceleration.cpu_gains_by_bf16", lambda compiled: False)
     fast, x = accelerate(model), noise(*SHAPE)
     assert (fast(x, t(x)) - model(x, t(x))).abs().max() < 1e-5
     assert fast.report.startswith("cpu: float32, channels_last, not compiled, else as it was")
 
 
-@pytest.mark.parametrize("native", [False, True])
-def test_a_cpu_computes_in_bfloat16_when_compiled_and_able(model, monkeypatch, native):
-    monkeypatch.setattr("ddimlib.acceleration.cpu_has_bf16", lambda: native)
-    assert ("bfloat16" in accelerate(model, compile=True).report) == native
-    assert "bfloat16" not in accelerate(model).report
+@pytest.mark.parametrize(
+    ("units", "eager", "compiled"),
+    [({"vectors", "matrices"}, True, True), ({"matrices"}, True, True), ({"vectors"}, False, True), (set(), False, False)],
+)
+def test_a_cpu_computes_in_bfloat16_where_that_pays(model, monkeypatch, units, eager, compiled):
+    """Matrix units pay by themselves, vector units when conversions are shared, which takes a compiler."""
+    for name, unit in {"_is_amx_tile_supported": "matrices", "_is_avx512_bf16_supported": "vectors"}.items():
+        monkeypatch.setattr(torch.cpu, name, lambda unit=unit: unit in units, raising=False)
+    assert ("bfloat16" in accelerate(model).report) == eager
+    assert ("bfloat16" in accelerate(model, compile=True).report) == compiled
+    assert "bfloat16" not in accelerate(model, bf16=False).report
     assert "bfloat16" not in accelerate(model.double(), compile=True).report
 
 
@@ -228,7 +235,7 @@ def test_a_network_from_diffusers(model):
     plain, x = DiffusersDenoiser(unet), noise(*SHAPE)
     with torch.no_grad():
         expected = plain(x, t(x))
-    assert (accelerate(plain)(x, t(x)) - expected).abs().max() < 1e-5
+    assert (accelerate(plain, bf16=False)(x, t(x)) - expected).abs().max() < 1e-5
     assert 0 < (accelerate(plain, bf16=True)(x, t(x)) - expected).abs().max() < 0.05
 
 
