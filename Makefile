@@ -10,25 +10,36 @@ SOURCES := _config.yml _toc.yml $(wildcard book/*.* book/*/*.* ddimlib/*.py)
 PORT ?= 8000
 NB ?=
 
-# How the shipped networks and tables are made (`make weights`).
+# How the shipped networks and tables are made (`make weights`). Grey ones in two runs: at a high rate on images that are bent
+# a little, ever fewer of them, then at a lower rate on the images as they are.
 NETWORKS ?= mnist fashion
+FIRST_fashion = --steps 4500
+SECOND_mnist = --no-warp --steps 8500 --learning-rate 2.5e-3
+SECOND_fashion = --no-warp --steps 10500 --learning-rate 5e-3
 DATA ?= data
 RUNS ?= runs
 SHIPPED ?= ddimlib
 TRAIN ?=
 EPOCHS ?=
 EVAL ?=
+# Images a row of the tables of quality, of steps and spacings, and of S and eta; of the round trips.
 N ?= 5000
+STEPS_N ?= 500
+ETA_N ?= 200
+IMAGES ?= 10
 BATCH ?= 250
 weights-cifar10: N = 10000
+weights-cifar10: STEPS_N = 5000
+weights-cifar10: ETA_N = 2000
+weights-cifar10: IMAGES = 100
 weights-cifar10: BATCH = 1000
+weights-cifar10: QUALITY = 10 20 50
 weights-cifar10: MORE_TABLES = last leading quadratic
 weights-cifar10: GRIDS = grid-model grid-last
 QUALITY ?= 10 50
 STEPS ?= 10 20 50 100 250 1000
 ETA_STEPS ?= 10 20 50 100 1000
 RECONSTRUCTION_STEPS ?= 10 20 50 100 200 500 1000
-IMAGES ?= 200
 SPACING_STEPS ?= 10 20 50 100
 GRID_STEPS ?= 1000
 
@@ -80,25 +91,28 @@ weights-%: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors \
 	for table in quality steps eta reconstruction $(MORE_TABLES); do cp $(RUNS)/$*/$$table.json $(SHIPPED)/results/$*-$$table.json; done
 	for grid in $(GRIDS); do rm -rf $(SHIPPED)/results/$*-$$grid; cp -r $(RUNS)/$*/$$grid $(SHIPPED)/results/$*-$$grid; done
 
+TO_TRAIN = $(BIN)/python -m ddimlib train $* --root $(DATA)
+
 $(RUNS)/%/model.safetensors: $(STAMP)
-	$(BIN)/python -m ddimlib train $* --root $(DATA) --out $(RUNS)/$* $(TRAIN)
+	$(if $(SECOND_$*),$(TO_TRAIN) $(FIRST_$*) $(TRAIN) --out $(RUNS)/$*-first)
+	$(TO_TRAIN) $(if $(SECOND_$*),--start-from $(RUNS)/$*-first/model.safetensors $(SECOND_$*)) $(TRAIN) --out $(RUNS)/$*
 
 $(RUNS)/%/classifier.safetensors: $(STAMP)
 	$(BIN)/python -m ddimlib judge $* --root $(DATA) --out $@ $(EPOCHS:%=--epochs %)
 
 EVALUATE = $(BIN)/python -m ddimlib evaluate --model $(@D)/model.safetensors --judge $(@D)/classifier.safetensors \
-    --n $(N) --batch-size $(BATCH) $(EVAL) --out $(@:.json=.part.json)
+    --batch-size $(BATCH) $(EVAL) --out $(@:.json=.part.json)
 
 $(RUNS)/%/quality.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --steps $(QUALITY) --card $(@D)/model.json
+	$(EVALUATE) --n $(N) --steps $(QUALITY) --card $(@D)/model.json
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/steps.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --steps $(STEPS)
+	$(EVALUATE) --n $(STEPS_N) --steps $(STEPS)
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/eta.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --steps $(ETA_STEPS) --eta 0 0.2 0.5 1 hat
+	$(EVALUATE) --n $(ETA_N) --steps $(ETA_STEPS) --eta 0 0.2 0.5 1 hat
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
@@ -112,11 +126,11 @@ weights-cifar10: $(COLOUR)/last.json $(COLOUR)/leading.json $(COLOUR)/quadratic.
     $(COLOUR)/grid-model/manifest.json $(COLOUR)/grid-last/manifest.json
 
 $(COLOUR)/last.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
-	$(EVALUATE) --model $(@D)/last.safetensors --steps $(QUALITY)
+	$(EVALUATE) --model $(@D)/last.safetensors --n $(N) --steps $(QUALITY)
 	mv $(@:.json=.part.json) $@
 
 $(COLOUR)/leading.json $(COLOUR)/quadratic.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
-	$(EVALUATE) --spacing $(basename $(@F)) --steps $(SPACING_STEPS)
+	$(EVALUATE) --spacing $(basename $(@F)) --n $(STEPS_N) --steps $(SPACING_STEPS)
 	mv $(@:.json=.part.json) $@
 
 $(COLOUR)/grid-%/manifest.json: $(COLOUR)/model.safetensors

@@ -185,7 +185,12 @@ def test_on_a_cpu_without_bfloat16_the_network_is_as_it_was_and_the_report_says_
 
 @pytest.mark.parametrize(
     ("units", "eager", "compiled"),
-    [({"vectors", "matrices"}, True, True), ({"matrices"}, True, True), ({"vectors"}, False, True), (set(), False, False)],
+    [
+        ({"vectors", "matrices"}, True, True),
+        ({"matrices"}, True, True),
+        ({"vectors"}, False, True),
+        (set(), False, False),
+    ],
 )
 def test_a_cpu_computes_in_bfloat16_where_that_pays(model, monkeypatch, units, eager, compiled):
     """Matrix units pay by themselves, vector units when conversions are shared, which takes a compiler."""
