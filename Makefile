@@ -10,12 +10,8 @@ SOURCES := _config.yml _toc.yml $(wildcard book/*.* book/*/*.* ddimlib/*.py)
 PORT ?= 8000
 NB ?=
 
-# How the shipped networks and tables are made (`make weights`). Grey ones in two runs: at a high rate on images that are bent
-# a little, ever fewer of them, then at a lower rate on the images as they are.
+# How the shipped networks and tables are made (`make weights`).
 NETWORKS ?= mnist fashion
-FIRST_fashion = --steps 4500
-SECOND_mnist = --no-warp --steps 8500 --learning-rate 2.5e-3
-SECOND_fashion = --no-warp --steps 10500 --learning-rate 5e-3
 DATA ?= data
 RUNS ?= runs
 SHIPPED ?= ddimlib
@@ -91,11 +87,21 @@ weights-%: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors \
 	for table in quality steps eta reconstruction $(MORE_TABLES); do cp $(RUNS)/$*/$$table.json $(SHIPPED)/results/$*-$$table.json; done
 	for grid in $(GRIDS); do rm -rf $(SHIPPED)/results/$*-$$grid; cp -r $(RUNS)/$*/$$grid $(SHIPPED)/results/$*-$$grid; done
 
-TO_TRAIN = $(BIN)/python -m ddimlib train $* --root $(DATA)
-
+# The grey networks were made in several runs, each from the weights of the one before: first on images that are bent a little,
+# ever fewer of them, then on the images as they are.
 $(RUNS)/%/model.safetensors: $(STAMP)
-	$(if $(SECOND_$*),$(TO_TRAIN) $(FIRST_$*) $(TRAIN) --out $(RUNS)/$*-first)
-	$(TO_TRAIN) $(if $(SECOND_$*),--start-from $(RUNS)/$*-first/model.safetensors $(SECOND_$*)) $(TRAIN) --out $(RUNS)/$*
+	$(BIN)/python -m ddimlib train $(firstword $(subst -, ,$*)) --root $(DATA) \
+	    $(addprefix --start-from ,$(filter %.safetensors,$^)) $(OPTIONS) $(TRAIN) --out $(@D)
+
+$(RUNS)/mnist-first/model.safetensors: OPTIONS =
+$(RUNS)/mnist-second/model.safetensors: $(RUNS)/mnist-first/model.safetensors
+$(RUNS)/mnist-second/model.safetensors: OPTIONS = --no-warp --steps 8500 --learning-rate 2.5e-3
+$(RUNS)/mnist/model.safetensors: $(RUNS)/mnist-second/model.safetensors
+$(RUNS)/mnist/model.safetensors: OPTIONS = --no-warp --steps 3400 --learning-rate 2.5e-3 --loss velocity
+
+$(RUNS)/fashion-first/model.safetensors: OPTIONS = --steps 4500
+$(RUNS)/fashion/model.safetensors: $(RUNS)/fashion-first/model.safetensors
+$(RUNS)/fashion/model.safetensors: OPTIONS = --no-warp --steps 10500 --learning-rate 5e-3
 
 $(RUNS)/%/classifier.safetensors: $(STAMP)
 	$(BIN)/python -m ddimlib judge $* --root $(DATA) --out $@ $(EPOCHS:%=--epochs %)

@@ -40,12 +40,13 @@ def test_a_network_is_small_and_its_card_says_how_it_was_made(name):
 @pytest.mark.parametrize("name", ["fashion", "mnist"])
 def test_make_weights_trains_as_the_card_says(name, tmp_path):
     card = json.loads((PRETRAINED / f"{name}.json").read_text())
-    told = [card["started_from"]["trained"]["command"], card["trained"]["command"]]
-    command = ["make", "--dry-run", f"weights-{name}", f"RUNS={tmp_path}", "TRAIN=--bf16"]
-    made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.replace(
-        str(tmp_path), "runs"
-    )
-    made = [line.replace(" --root data", "") for line in made.splitlines() if "ddimlib train" in line]
+    told = [card["trained"]["command"]]
+    while card := card["started_from"]:
+        told.insert(0, card["trained"]["command"])
+    command = ["make", "--dry-run", f"weights-{name}", f"RUNS={tmp_path}", "DATA=data", "TRAIN=--bf16"]
+    printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    printed = printed.replace("\\\n", "").replace(str(tmp_path), "runs").replace("--root data", "")
+    made = [line for line in printed.splitlines() if "ddimlib train" in line]
     words = [[set(shlex.split(line.split("ddimlib ", 1)[1])) for line in lines] for lines in (told, made)]
     assert words[0] == words[1]
 
