@@ -94,10 +94,8 @@ $(RUNS)/%/model.safetensors: $(STAMP)
 	    $(addprefix --start-from ,$(filter %.safetensors,$^)) $(OPTIONS) $(TRAIN) --out $(@D)
 
 $(RUNS)/mnist-first/model.safetensors: OPTIONS =
-$(RUNS)/mnist-second/model.safetensors: $(RUNS)/mnist-first/model.safetensors
-$(RUNS)/mnist-second/model.safetensors: OPTIONS = --no-warp --steps 8500 --learning-rate 2.5e-3
-$(RUNS)/mnist/model.safetensors: $(RUNS)/mnist-second/model.safetensors
-$(RUNS)/mnist/model.safetensors: OPTIONS = --no-warp --steps 3400 --learning-rate 2.5e-3 --loss velocity
+$(RUNS)/mnist/model.safetensors: $(RUNS)/mnist-first/model.safetensors
+$(RUNS)/mnist/model.safetensors: OPTIONS = --no-warp --steps 2500 --learning-rate 1.5e-3
 
 $(RUNS)/fashion-first/model.safetensors: OPTIONS = --steps 4500
 $(RUNS)/fashion/model.safetensors: $(RUNS)/fashion-first/model.safetensors
