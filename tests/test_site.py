@@ -28,9 +28,10 @@ HARMLESS = ["THEBE_JS_URL", "invalid theme mode"]
 LOOK = """() => {
   const article = document.querySelector('article') || document.body;
   const text = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
+  const source = /\\$\\$|\\\\\\(|\\\\\\[|\\$\\\\[a-z]|\\|[-—–]+\\|/;  // of a formula or a table that was not rendered
   let raw = [];
   for (let node = text.nextNode(); node; node = text.nextNode())
-    if (!node.parentElement.closest('pre, code, script, style, mjx-container') && /\\$\\$|\\\\\\(|\\\\\\[/.test(node.data))
+    if (!node.parentElement.closest('pre, code, script, style, mjx-container') && source.test(node.data))
       raw.push(node.data.trim().slice(0, 80));
   return {
     overflow: document.documentElement.scrollWidth - window.innerWidth,
@@ -173,7 +174,7 @@ def test_no_errors_and_no_other_origin(on_phone):
     assert not visitor.errors
 
 
-def test_all_maths_is_rendered(on_phone, chapters):
+def test_all_maths_and_tables_are_rendered(on_phone, chapters):
     seen, _ = on_phone
     assert not offenders(seen, "math_errors")
     assert not offenders({page: seen[page] for page in chapters}, "raw")
