@@ -16,6 +16,7 @@ DATA ?= data
 RUNS ?= runs
 SHIPPED ?= ddimlib
 TRAIN ?=
+OPTIONS =
 EPOCHS ?=
 EVAL ?=
 # Images a row of the tables of quality, of steps and spacings, and of S and eta; of the round trips.
@@ -30,9 +31,11 @@ weights-cifar10: ETA_N = 2000
 weights-cifar10: IMAGES = 100
 weights-cifar10: BATCH = 1000
 weights-cifar10: QUALITY = 10 20 50
+weights-cifar10: QUALITY_ETA = 0 1
 weights-cifar10: MORE_TABLES = last leading quadratic
 weights-cifar10: GRIDS = grid-model grid-last
 QUALITY ?= 10 50
+QUALITY_ETA ?= 0
 STEPS ?= 10 20 50 100 250 1000
 ETA_STEPS ?= 10 20 50 100 1000
 RECONSTRUCTION_STEPS ?= 10 20 50 100 200 500 1000
@@ -108,7 +111,7 @@ EVALUATE = $(BIN)/python -m ddimlib evaluate --model $(@D)/model.safetensors --j
     --batch-size $(BATCH) $(EVAL) --out $(@:.json=.part.json)
 
 $(RUNS)/%/quality.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --n $(N) --steps $(QUALITY) --card $(@D)/model.json
+	$(EVALUATE) --n $(N) --steps $(QUALITY) --eta $(QUALITY_ETA) --card $(@D)/model.json
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/steps.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors

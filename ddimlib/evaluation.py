@@ -196,6 +196,13 @@ def reconstruct(
     return table
 
 
+def print_provenance(table: dict[str, Any]) -> None:
+    """Print the commands that made a table, and where and when each was run."""
+    for facts in table["provenance"]:
+        print(f"command  {facts['command']}")
+        print(f"device   {facts['device']}, torch {facts['torch']}, {facts['date']}")
+
+
 def begin_or_continue(out: Path, settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Rows and provenance of the table at `out`, with `facts` added: what an interrupted command goes on with.
 

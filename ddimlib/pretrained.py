@@ -50,6 +50,16 @@ def available() -> list[str]:
     return sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if "-" not in path.stem)
 
 
+def training_runs(card: dict[str, Any]) -> list[dict[str, Any]]:
+    """The cards of all training runs behind a network, the first one first: a run may start from the weights of another.
+
+    Args:
+        card: what stands in the JSON file beside the weights.
+    """
+    before = card.get("started_from")
+    return [*(training_runs(before) if before else []), card]
+
+
 def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[VelocityDenoiser, NoiseSchedule]:
     """A shipped network and its schedule, with no download: `model, schedule = load_pretrained("mnist")`.
 

@@ -19,7 +19,7 @@ from ddimlib.pretrained import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = ROOT / "book" / "10-cifar10.ipynb"
-TABLES = {"quality": 1, "steps": 3, "eta": 10, "reconstruction": 4, "last": 1, "leading": 2, "quadratic": 2}
+TABLES = {"quality": 2, "steps": 3, "eta": 10, "reconstruction": 4, "last": 1, "leading": 2, "quadratic": 2}
 
 
 @pytest.fixture(scope="module")
