@@ -1,4 +1,4 @@
-"""The command line: python -m ddimlib train | sample | evaluate | reconstruct | judge | benchmark."""
+"""The command line: python -m ddimlib train | average | sample | evaluate | reconstruct | judge | benchmark."""
 
 import argparse
 import io
@@ -28,7 +28,7 @@ from ddimlib.distributed import SamplingConfig, exchange, on_first, process_grou
 from ddimlib.evaluation import evaluate, reconstruct
 from ddimlib.metrics import InceptionDistance, Judge, train_classifier
 from ddimlib.plotting import image_grid, plot_benchmark, use_book_style
-from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
+from ddimlib.pretrained import available, average_models, build_model, load_model, load_pretrained, save_model
 from ddimlib.provenance import provenance
 from ddimlib.samplers import Eta, sample
 from ddimlib.schedule import NoiseSchedule
@@ -106,6 +106,17 @@ def train_command(args: argparse.Namespace) -> int:
     print(f"wrote {out / 'model.safetensors'} (the averaged weights) and {out / 'model.json'} (the facts about them); "
           f"{out / 'last.safetensors'} holds the last step's weights, for comparison")  # fmt: skip
     return 0
+
+
+def average_command(args: argparse.Namespace) -> None:
+    """Average the weights of several models that were trained on from one start."""
+    out = Path(args.out)
+    average_models(args.models, out / "model.safetensors")
+    parts = [_card_of(model) or {} for model in args.models]
+    kept = ("data", "data_licence", "licence", "parameters", "stored_as")
+    card = {key: parts[0][key] for key in kept if key in parts[0]}
+    write_json(out / "model.json", card | {"averaged_from": parts, "trained": provenance("cpu")})
+    print(f"wrote {out / 'model.safetensors'} and {out / 'model.json'} (the facts about it)")
 
 
 def _card_of(model: str | None) -> dict[str, Any] | None:
@@ -369,6 +380,14 @@ def parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="compute the network in bfloat16 (default: on a CUDA GPU that can)",
     )
+
+    p = command(
+        "average", average_command, "average the weights of several models that were trained on from one start",
+        "The mean is often better than each of them: python -m ddimlib average A.safetensors B.safetensors --out runs/mean",
+        draws=False,
+    )  # fmt: skip
+    p.add_argument("models", nargs="+", help="two or more .safetensors files of one network")
+    p.add_argument("--out", default="runs/average", help="folder of the model")
 
     p = command(
         "sample", sample_command, "draw images and write them as one picture, or as a folder of shards",

@@ -83,7 +83,7 @@ def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """The great-circle path: sin((1-w)θ)/sin θ · a + sin(wθ)/sin θ · b, θ the angle between a and b.
+    """The great-circle path: sin((1-w)ω)/sin ω · a + sin(wω)/sin ω · b, ω the angle between a and b.
 
     Source: Shoemake 1985; Song et al. 2021, appendix D.5; the book, chapter 6. Keeps the norm of two latents of equal norm.
 
@@ -93,7 +93,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
     Raises:
         ValueError: when the shapes differ, the weight is NaN or infinite, a or b is 0 (no direction), or they point in opposite
-            ones (no unique path).
+            directions (no unique path).
     """
     check_same_shape("a", a, "b", b)
     if not math.isfinite(weight):
@@ -103,12 +103,12 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     if not (norms > 0).all():  # catches NaN too
         raise ValueError("a or b is zero or holds NaN, so there is no angle between them; use lerp for zeros")
     cosine = (flat_a * flat_b).sum(1) / norms
-    theta = torch.arccos(cosine.clamp(-1, 1))
-    if (theta > torch.pi - 1e-4).any():
+    omega = torch.arccos(cosine.clamp(-1, 1))
+    if (omega > torch.pi - 1e-4).any():
         raise ValueError("a and b point in opposite directions, so no great circle is shortest; choose another pair")
-    sine = theta.sin()
-    straight = theta < 1e-4  # nearly parallel: the limit is the straight line
+    sine = omega.sin()
+    straight = omega < 1e-4  # nearly parallel: the limit is the straight line
     sine = torch.where(straight, 1.0, sine)
-    w_a = torch.where(straight, 1 - weight, torch.sin((1 - weight) * theta) / sine)
-    w_b = torch.where(straight, weight, torch.sin(weight * theta) / sine)
+    w_a = torch.where(straight, 1 - weight, torch.sin((1 - weight) * omega) / sine)
+    w_b = torch.where(straight, weight, torch.sin(weight * omega) / sine)
     return ((w_a[:, None] * flat_a + w_b[:, None] * flat_b).reshape(a.shape)).to(a.dtype)

@@ -1,6 +1,6 @@
 """Trained networks: shipped ones by name, and any of your own in one safetensors file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,53 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Ve
     return model.to(device).to(memory_format=torch.channels_last).eval(), schedule
 
 
+def average_models(paths: Sequence[str | Path], out: str | Path) -> None:
+    """Write the model whose weights are the means of those of several models, a *soup* (Wortsman et al. 2022).
+
+    It is good when the models were trained on from one common start: each then errs in its own way, and what they have in
+    common remains. Models that were trained from different random weights have nothing in common, and neither has their mean.
+
+    Args:
+        paths: two or more files of :func:`save_model`.
+        out: the file to write.
+
+    Raises:
+        ValueError: when there are fewer than two, or their networks or schedules differ.
+    """
+    if len(paths) < 2:
+        raise ValueError(f"an average needs at least two models, got {len(paths)}")
+    files = [read_tensors(path) for path in paths]
+    tensors, facts = files[0]
+    for path, (others, their_facts) in zip(paths, files, strict=True):
+        load_model(path)
+        if their_facts != facts or not torch.equal(others["betas"], tensors["betas"]):
+            raise ValueError(f"{path} has another network or schedule than {paths[0]}; average models of one kind")
+    means = {
+        name: torch.stack([others[name].double() for others, _ in files]).mean(0).to(tensor.dtype)
+        for name, tensor in tensors.items()
+        if name != "betas"
+    }
+    write_tensors(out, means | {"betas": tensors["betas"]}, facts)
+
+
 def available() -> list[str]:
     """Names of the shipped networks."""
     return sorted(path.stem for path in PRETRAINED.glob("*.safetensors") if "-" not in path.stem)
 
 
 def training_runs(card: dict[str, Any]) -> list[dict[str, Any]]:
-    """The cards of all training runs behind a network, the first one first: a run may start from the weights of another.
+    """The cards of all training runs behind a network, the first one first, each of them once.
+
+    A run may start from the weights of another, and a network may be the average of several.
 
     Args:
         card: what stands in the JSON file beside the weights.
     """
-    before = card.get("started_from")
-    return [*(training_runs(before) if before else []), card]
+    parts = card.get("averaged_from") or [card.get("started_from")]
+    runs = [run for part in parts if part for run in training_runs(part)]
+    if "averaged_from" not in card:
+        runs.append(card)
+    return [run for i, run in enumerate(runs) if run not in runs[:i]]
 
 
 def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[VelocityDenoiser, NoiseSchedule]:

@@ -187,6 +187,22 @@ def test_what_is_not_there_is_named_with_the_way_to_get_it(arguments, message, t
     assert message in capsys.readouterr().err
 
 
+def test_models_can_be_averaged(tiny_model, tmp_path):
+    paths = []
+    for i in range(2):
+        paths.append(tmp_path / f"model{i}.safetensors")
+        paths[-1].write_bytes(tiny_model.read_bytes())
+        paths[-1].with_suffix(".json").write_text(json.dumps({"data": "mnist", "steps": i}))
+    assert main(["average", *map(str, paths), "--out", str(tmp_path / "mean")]) == 0
+    assert weights_digest(load_model(tmp_path / "mean" / "model.safetensors")[0]) == weights_digest(
+        load_model(tiny_model)[0]
+    )
+    card = json.loads((tmp_path / "mean" / "model.json").read_text())
+    assert card["data"] == "mnist"
+    assert [part["steps"] for part in card["averaged_from"]] == [0, 1]
+    assert card["trained"]["command"]
+
+
 def test_training_can_start_from_the_weights_of_a_model(mnist_root, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, training.TrainingConfig(steps=1)))
     out, first = tmp_path / "run", tmp_path / "first.safetensors"

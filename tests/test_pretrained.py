@@ -12,7 +12,7 @@ from ddimlib import bundled_sample, load_pretrained, sample
 from ddimlib.data import DATA_LICENCES, PRETRAINED, bundled_samples
 from ddimlib.evaluation import RESULTS, evaluation_labels, load_results, weights_digest
 from ddimlib.metrics import Judge
-from ddimlib.pretrained import available, build_model, load_model, save_model, training_runs
+from ddimlib.pretrained import available, average_models, build_model, load_model, save_model, training_runs
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import read_tensors
 
@@ -28,8 +28,10 @@ def test_the_networks_for_grey_images_are_shipped():
 def test_a_network_is_small_and_its_card_says_how_it_was_made(name):
     assert (PRETRAINED / f"{name}.safetensors").stat().st_size <= (20e6 if name == "cifar10" else 4e6)
     card = json.loads((PRETRAINED / f"{name}.json").read_text())
-    assert {"data", "data_licence", "licence", "steps", "final_loss", "parameters", "quality"} <= card.keys()
-    assert {"command", "ddimlib", "torch", "device", "date"} <= card["trained"].keys()
+    assert {"data", "data_licence", "licence", "parameters", "quality"} <= card.keys()
+    for made in (card, *training_runs(card)):
+        assert {"command", "ddimlib", "torch", "device", "date"} <= made["trained"].keys()
+    assert all({"steps", "batch_size", "loss", "final_loss", "ema"} <= run.keys() for run in training_runs(card))
     model, schedule = load_pretrained(name)
     assert card["parameters"] == sum(p.numel() for p in model.parameters())
     assert card["quality"]["settings"]["weights"] == weights_digest(model)
@@ -142,6 +144,55 @@ def test_a_saved_model_comes_back_the_same(tmp_path):
     assert weights_digest(again) == weights_digest(model)
     assert torch.equal(same_schedule.alpha_bar, schedule.alpha_bar)
     assert again.image_shape == (1, 8, 8)
+
+
+def save_models(folder, networks, schedules):
+    paths = []
+    for i, (network, schedule) in enumerate(zip(networks, schedules, strict=True)):
+        torch.manual_seed(i)
+        paths.append(folder / f"{i}.safetensors")
+        save_model(paths[-1], build_model(network, schedule), schedule, network, half=True)
+    return paths
+
+
+NETWORK = {"widths": (8, 8), "blocks": (1, 1), "attention": (False, False), "image_size": 8}
+
+
+def test_an_average_of_models_has_their_mean_weights_and_their_schedule(tmp_path):
+    paths = save_models(tmp_path, [NETWORK] * 3, [NoiseSchedule.cosine(30)] * 3)
+    average_models(paths, tmp_path / "mean.safetensors")
+    mean, schedule = load_model(tmp_path / "mean.safetensors")
+    assert torch.equal(schedule.alpha_bar, NoiseSchedule.cosine(30).alpha_bar)
+    models = [load_model(path)[0] for path in paths]
+    for ours, *theirs in zip(mean.parameters(), *(model.parameters() for model in models), strict=True):
+        assert torch.equal(ours, torch.stack(theirs).double().mean(0).half().float())
+
+
+@pytest.mark.parametrize(
+    ("networks", "schedules", "named"),
+    [
+        ([NETWORK], [NoiseSchedule.linear(30)], "at least two models, got 1"),
+        ([NETWORK, NETWORK | {"widths": (8, 16)}], [NoiseSchedule.linear(30)] * 2, "1.safetensors has another network"),
+        (
+            [NETWORK] * 2,
+            [NoiseSchedule.linear(30), NoiseSchedule.cosine(30)],
+            "1.safetensors has another network or sch",
+        ),
+    ],
+)
+def test_models_of_different_kinds_have_no_average(networks, schedules, named, tmp_path):
+    with pytest.raises(ValueError, match=named):
+        average_models(save_models(tmp_path, networks, schedules), tmp_path / "mean.safetensors")
+    assert not (tmp_path / "mean.safetensors").exists()
+
+
+def test_training_runs_names_each_run_once():
+    first, last = {"steps": 1}, {"steps": 4}
+    branches = [{"steps": steps, "started_from": first} for steps in (2, 3)]
+    average = {"averaged_from": branches}
+    assert training_runs(first) == [first]
+    assert training_runs(average) == [first, *branches]
+    assert training_runs(last | {"started_from": average}) == [first, *branches, last | {"started_from": average}]
 
 
 def test_weights_can_be_stored_in_half_the_space(tmp_path):
