@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ddimlib.data import DATASETS, PRETRAINED
 from ddimlib.denoisers import VelocityDenoiser
@@ -36,13 +37,18 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Ve
         FileNotFoundError: when there is no such file.
         ValueError: when the file is damaged, or does not hold a model.
     """
-    tensors, facts = read_tensors(path)
-    if "betas" not in tensors or "network" not in facts:
-        raise ValueError(f"{path} was written by ddimlib but holds no model; did you mean the file model.safetensors?")
+    tensors, facts = _read_model(path)
     schedule = NoiseSchedule(tensors.pop("betas"))
     model = build_model(facts["network"], schedule)
     model.load_state_dict(tensors)
     return model.to(device).to(memory_format=torch.channels_last).eval(), schedule
+
+
+def _read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors, facts = read_tensors(path)
+    if "betas" not in tensors or "network" not in facts:
+        raise ValueError(f"{path} was written by ddimlib but holds no model; did you mean the file model.safetensors?")
+    return tensors, facts
 
 
 def average_models(paths: Sequence[str | Path], out: str | Path) -> None:
@@ -60,10 +66,9 @@ def average_models(paths: Sequence[str | Path], out: str | Path) -> None:
     """
     if len(paths) < 2:
         raise ValueError(f"an average needs at least two models, got {len(paths)}")
-    files = [read_tensors(path) for path in paths]
+    files = [_read_model(path) for path in paths]
     tensors, facts = files[0]
     for path, (others, their_facts) in zip(paths, files, strict=True):
-        load_model(path)
         if their_facts != facts or not torch.equal(others["betas"], tensors["betas"]):
             raise ValueError(f"{path} has another network or schedule than {paths[0]}; average models of one kind")
     means = {
