@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -258,6 +259,27 @@ def test_maths_and_search_work_straight_from_the_disk(browser, chapters):
     visitor.context.close()
 
 
+def test_pages_are_numbered_by_their_place(chapters):
+    """In the title, in the menu, and at equations."""
+    shown = re.findall(r"file: (book/\S+)", (ROOT / "_toc.yml").read_text())
+    count = Counter()
+    for name in shown:
+        folder, page = name.rsplit("/", 1)
+        html = (SITE / f"{name}.html").read_text(encoding="utf-8")
+        title = re.search(r"<h1>(.*?)<a", html)[1]
+        if re.match(r"\d\d-", page):
+            label = str(int(page[:2]))
+        elif folder in ("book/deeper", "book/appendix") and page != "index":
+            count[folder] += 1
+            label = folder.removeprefix("book/")[0].upper() + str(count[folder])
+        else:
+            assert "section-number" not in title, name
+            continue
+        assert f'<span class="section-number">{label}. </span>' in title, name
+        assert all(number == label for number in re.findall(r'<span class="eqno">\((\w+)\.', html)), name
+        assert f'href="#">{label}. ' in html, f"{name} in the menu"
+
+
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
 @pytest.mark.parametrize("old", MOVED)
 def test_an_old_address_leads_to_the_new_page(browser, origin, pages, old, scripts):
@@ -266,7 +288,7 @@ def test_an_old_address_leads_to_the_new_page(browser, origin, pages, old, scrip
     tab = context.new_page()
     tab.goto(f"{origin}/{old}#exercises")
     tab.wait_for_url(f"{origin}/{MOVED[old]}{'#exercises' if scripts else ''}", timeout=PATIENCE)
-    assert tab.locator("h1").count() == 1
+    assert tab.locator("article h1").count() == 1
     context.close()
 
 
