@@ -9,6 +9,7 @@ import warnings
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +21,11 @@ class KindError(TypeError, ValueError):
 def check_int(name: str, value: Any, low: int | None = None, high: int | None = None, fix: str = "") -> int:
     """`value` as an int, NumPy's integers included; within low..high where these are given. `fix` ends the message."""
     fix = fix and f"; {fix}"
-    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point():
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise KindError(f"{name} must be an integer, got {describe(value)}{fix}")
+    if type(value) is not int:  # the usual case, and the quick one
+        if isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point():
+            value = value.item()
+        if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
+            raise KindError(f"{name} must be an integer, got {describe(value)}{fix}")
     if (low is not None and value < low) or (high is not None and value > high):
         limits = f"lie in {low}..{high}" if high is not None else f"be at least {low}"
         raise ValueError(f"{name} must {limits}, got {value}{fix}")
@@ -37,11 +39,13 @@ def check_number(
     fix = fix and f"; {fix}"
     if isinstance(value, Tensor) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise KindError(f"{name} must be a number, got {describe(value)}{fix}")
     number = float(value)
     if not (math.isfinite(number) and low <= number <= high and not (above and number == low)):
-        limits = "a finite number" + (f" above {low:g}" if above else f" of at least {low:g}" if low > -math.inf else "")
+        limits = "a finite number" + (
+            f" above {low:g}" if above else f" of at least {low:g}" if low > -math.inf else ""
+        )
         limits += f", at most {high:g}" if high < math.inf else ""
         raise ValueError(f"{name} must be {limits}, got {value}{fix}")
     return number
@@ -52,7 +56,9 @@ def check_floats(name: str, x: Any, fix: str = "") -> None:
     if not isinstance(x, Tensor):
         raise KindError(f"{name} must be a tensor, got {describe(x)}{fix and '; ' + fix}")
     if not x.is_floating_point():
-        fix = fix or ("to_model_range turns bytes into images in [-1, 1]" if x.dtype == torch.uint8 else "use x.float()")
+        fix = fix or (
+            "to_model_range turns bytes into images in [-1, 1]" if x.dtype == torch.uint8 else "use x.float()"
+        )
         raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}; {fix}")
 
 
@@ -60,7 +66,9 @@ def check_finite(name: str, x: Any, ndim: int | None = 4) -> None:
     """Raise unless x is a floating-point tensor [B, C, H, W] (or of `ndim` dimensions) without NaN and infinity."""
     check_floats(name, x)
     if ndim is not None and (x.ndim != ndim or x.numel() == 0):
-        raise ValueError(f"{name} must be [B, C, H, W] and not empty, got shape {tuple(x.shape)}; x[None] adds a batch of 1")
+        raise ValueError(
+            f"{name} must be [B, C, H, W] and not empty, got shape {tuple(x.shape)}; x[None] adds a batch of 1"
+        )
     if not x.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinity; look for a division by zero where it was made")
 
@@ -86,7 +94,9 @@ def check_bytes(name: str, images: Any) -> None:
     if not isinstance(images, Tensor):
         raise KindError(f"{name} must be a tensor, got {describe(images)}")
     if images.dtype != torch.uint8:
-        raise ValueError(f"{name} must be bytes 0..255, got {images.dtype}; to_bytes turns images in [-1, 1] into bytes")
+        raise ValueError(
+            f"{name} must be bytes 0..255, got {images.dtype}; to_bytes turns images in [-1, 1] into bytes"
+        )
     if images.ndim != 4 or images.numel() == 0:
         raise ValueError(f"{name} must be [N, C, H, W] and not empty, got shape {tuple(images.shape)}")
 
