@@ -186,7 +186,7 @@ def ddim(
         x = x_T if differentiable else x_T.detach()
         for i, (t, prev) in enumerate(zip(steps, [*steps[1:], 0], strict=True)):
             eps = asked(x, t)
-            z = draw(i, x) if ddim_sigma(schedule, t, prev, eta) > 0 else None
+            z = draw(i, x) if eta != 0 and prev > 0 else None  # where σ > 0
             x = ddim_step(schedule, x, eps, t, prev, eta, z, clip)
             yield x
 
