@@ -16,6 +16,7 @@ from ddimlib.checks import (
     check_labels,
     check_number,
     check_same_shape,
+    describe,
 )
 from ddimlib.denoisers import Asked, Denoiser, GuidedDenoiser, LabelledDenoiser, check_model, predict_noise, said_by
 from ddimlib.latents import Noise, SeededNoise, noise_source
@@ -33,8 +34,8 @@ evaluate = predict_noise  # its former name
 
 def last(states: Iterable[Tensor]) -> Tensor:
     """The last state of a walk, `x_0 = last(ddim(...))`; the others are not kept."""
-    if isinstance(states, Tensor):
-        raise KindError("last takes the states that a sampler yields, got one tensor; leave last out")
+    if isinstance(states, Tensor) or not isinstance(states, Iterable):
+        raise KindError(f"last takes the states that a sampler yields, got {describe(states)}; leave last out")
     state: Tensor | None = None
     for state in states:  # noqa: B007, the last one is kept
         pass
@@ -286,8 +287,9 @@ def sample(
     if labels is not None:
         labels = check_labels(labels, said_by(model, "num_classes"), n)
         labels = labels.expand(n)
-    elif guidance != 1:
+    elif check_number("guidance", guidance, 0) != 1:
         raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
+    guidance = check_number("guidance", guidance, 0)
     device = _device(model)
     images = []
     batches = range(0, n, batch_size)

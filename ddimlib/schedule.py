@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -215,7 +216,7 @@ class NoiseSchedule:
             ValueError: when t is no integer (or is a bool), has another shape, or is out of range.
         """
         times = t
-        if not isinstance(t, Tensor) and hasattr(t, "__len__"):
+        if isinstance(t, Sequence | np.ndarray) and not isinstance(t, str):
             times = torch.as_tensor(t, device="cpu")
         if not isinstance(times, Tensor) or times.ndim == 0:
             kind = "; it must be an int or an int64 tensor [B], one for each sample, and t = 0 is data"

@@ -138,6 +138,8 @@ class UNet(nn.Module):
         channels, groups = check_int("channels", channels, 1, MOST["channels"]), check_int("groups", groups, 1)
         widths = [check_int("each width", w, 1, MOST["width"]) for w in widths]
         blocks = [check_int("each entry of blocks", n, 1, MOST["blocks"]) for n in blocks]
+        if bad := [a for a in attention if a not in (False, True)]:
+            raise KindError(f"attention must be True or False for each level, got {bad}")
         if bad := [w for w in widths if w % groups]:
             raise ValueError(f"widths must be multiples of {groups} (GroupNorm has {groups} groups), got {bad}")
         if num_classes is not None:
