@@ -44,6 +44,10 @@ def accelerate(
     on_gpu = device.type == "cuda"
     if graph and not on_gpu:
         raise ValueError(f"CUDA graphs need a CUDA GPU, but the model is on {device}; leave graph out")
+    if bf16 and parameter is not None and parameter.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"bf16 converts a float32 network, but this one is {parameter.dtype}; use model.float(), or leave it"
+        )
     if bf16 is None:
         able = torch.cuda.is_bf16_supported(False) if on_gpu else cpu_gains_by_bf16(compile)
         bf16 = able and parameter is not None and parameter.dtype == torch.float32

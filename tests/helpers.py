@@ -23,7 +23,7 @@ BAD_ETAS = [-0.1, 1.1, float("nan"), float("inf"), "tilde", None]
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard Gaussian noise, the same on every call."""
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, dtype=dtype, device="cpu", generator=torch.Generator().manual_seed(seed))
 
 
 def last(states: Iterable[Tensor]) -> Tensor:

@@ -79,7 +79,23 @@ STATES = [*NO_TENSOR, *NO_FLOATS, *NOT_FINITE, X[0], torch.zeros(0, 1, 2, 2), X.
 PARTNERS = [*NO_TENSOR, *NO_FLOATS, *OTHER_SHAPES]
 NO_INTEGERS = [2.0, "3", True, [3], math.nan, torch.tensor(2.5)]
 NO_NUMBERS = ["1", True, None, [1.0], math.nan, math.inf, -math.inf]
-STEPS = [[], [0], [41, 5], [5, 9], [5, 5], [5, -1], [9.0, 5.0], torch.tensor([9.0, 5.0]), "ab", 0, 41, -3, 4.0, True, SCHEDULE]
+STEPS = [
+    [],
+    [0],
+    [41, 5],
+    [5, 9],
+    [5, 5],
+    [5, -1],
+    [9.0, 5.0],
+    torch.tensor([9.0, 5.0]),
+    "ab",
+    0,
+    41,
+    -3,
+    4.0,
+    True,
+    SCHEDULE,
+]
 TIMES = [-1, 41, 2.5, "3", True, None, torch.tensor([[3], [4]]), torch.tensor([3.0, 4.0]), torch.tensor([True, False]),
          torch.tensor([3, 41]), torch.tensor([-1, 3]), torch.tensor(2.5), np.array([1.5, 2.0])]  # fmt: skip
 LENGTHS = [torch.tensor([3]), torch.tensor([3, 4, 5]), [3, 4, 5]]
@@ -89,7 +105,19 @@ NOISES = [5.0, True, "seed", -1, 2**32, X, randn(3, 2, 1, 2, 2), torch.full((4, 
           torch.zeros(4, 2, 1, 2, 2, dtype=torch.int64), SeededNoise([1, 2, 3]), [1, 2]]  # fmt: skip
 MODELS = [None, "mnist", 3, (NETWORK, SCHEDULE), X]
 SCHEDULES = [None, 40, "linear", [0.1, 0.2], NoiseSchedule, SCHEDULE.beta]
-LABELS = [[0, 3], [-1, 0], [0.0, 1.0], "ab", None, torch.tensor([[0, 1]]), torch.tensor([0.5, 1]), [True, False], 3, -1, [None]]
+LABELS = [
+    [0, 3],
+    [-1, 0],
+    [0.0, 1.0],
+    "ab",
+    None,
+    torch.tensor([[0, 1]]),
+    torch.tensor([0.5, 1]),
+    [True, False],
+    3,
+    -1,
+    [None],
+]
 SEEDS = [-1, 2**32, *NO_INTEGERS]
 
 DDIM = {"model": SPY, "schedule": SCHEDULE, "x_T": X, "steps": [40, 25, 9, 1]}
