@@ -139,6 +139,13 @@ def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
         raise ValueError(f"{name_a} and {name_b} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
 
 
+def check_pair(name_a: str, a: Any, name_b: str, b: Any) -> None:
+    """Raise unless a and b are floating-point tensors of one shape."""
+    check_floats(name_a, a)
+    check_floats(name_b, b)
+    check_same_shape(name_a, a, name_b, b)
+
+
 def describe(value: Any) -> str:
     """A value in a message: its type, and itself where that is short."""
     if isinstance(value, Tensor):

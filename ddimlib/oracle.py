@@ -33,17 +33,14 @@ class GaussianMixture:
             torch.as_tensor(x, dtype=torch.float64, device="cpu")
             for x in (means, stds, torch.ones(len(stds), device="cpu") if weights is None else weights)
         )
+        counts = f"{len(self.means)} means, {len(self.stds)} stds, {len(self.weights)} weights"
         if not len(self.means) == len(self.stds) == len(self.weights):
-            raise ValueError(
-                f"{len(self.means)} means, {len(self.stds)} stds, {len(self.weights)} weights; give one of each per component"
-            )
+            raise ValueError(f"{counts}; give one of each per component")
         if not self.means.isfinite().all():
             raise ValueError("a mean is NaN or infinite; every component needs a place")
         if not ((self.stds >= 0) & (self.weights > 0) & (self.stds + self.weights).isfinite()).all():
-            raise ValueError(
-                f"stds must be at least 0, weights positive, and both finite, got {self.stds.tolist()} and "
-                f"{self.weights.tolist()}"
-            )
+            got = f"{self.stds.tolist()} and {self.weights.tolist()}"
+            raise ValueError(f"stds must be at least 0, weights positive, and both finite, got {got}")
         self.weights = self.weights / self.weights.sum()
 
     def draw(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -53,13 +50,7 @@ class GaussianMixture:
         return self.means[k] + self.stds[k].reshape(-1, *[1] * (z.ndim - 1)) * z
 
     def log_density(self, x: Tensor, alpha_bar: float) -> Tensor:
-        """log p_t(x) at the time with this ᾱ, in [0, 1]; alpha_bar = 1 is the data itself.
-
-        Args:
-            x: [B, C, H, W].
-
-        Returns:
-            float64 [B].
+        """log p_t(x) for x [B, C, H, W] at the time with this ᾱ in [0, 1], float64 [B]; ᾱ = 1 is the data itself.
 
         Raises:
             ValueError: for ᾱ outside [0, 1]; and for ᾱ = 1 where a component is a point mass, which has no density.
@@ -106,8 +97,7 @@ class MixtureDenoiser:
     prediction = "v"
 
     def __init__(self, data: GaussianMixture, schedule: NoiseSchedule) -> None:
-        self.data = data
-        self.schedule = schedule
+        self.data, self.schedule = data, schedule
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """ε(x, t) for x [B, C, H, W] and one t for the whole batch, int64 [B]."""
