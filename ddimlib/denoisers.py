@@ -79,9 +79,10 @@ class Asked:
         check_finite("x_T", x)
         self.model, self.differentiable = model, differentiable
         self.start = x if differentiable else x.detach()
-        modules = list(model.modules()) if isinstance(model, nn.Module) else []
-        self.modes = [vars(module) for module in modules]
-        weights = (p.dtype for module in modules for p in module.parameters(recurse=False) if p.is_floating_point())
+        self.modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        weights = (
+            p.dtype for module in self.modules for p in module.parameters(recurse=False) if p.is_floating_point()
+        )
         self.dtype: torch.dtype | None = said_by(model, "input_dtype") or next(weights, None)
         self.copies = True  # until the first answer shows that none are needed
 
@@ -119,17 +120,30 @@ def _version(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version
 
 
+class _ModeElsewhere:
+    """Stands for vars(module) where "training" is not among them, as in compiled and scripted modules."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self.module, name, value)
+
+
 _lock = threading.Lock()
-_borrowed: dict[int, list[dict[str, Any]]] = {}  # of each evaluation in progress, what goes back to training mode
+_borrowed: dict[int, list[Any]] = {}  # of each evaluation in progress, what goes back to training mode
 
 
 @contextmanager
-def _eval_mode(modes: Sequence[dict[str, Any]]) -> Iterator[None]:
+def _eval_mode(modes: Sequence[Any]) -> Iterator[None]:
     """Modules in eval mode; those in training mode go back to it when the last evaluation that shares them has ended.
 
-    They are given by their attributes: writing there takes a tenth of the time of `module.training = ...`.
+    They are given by their vars: to write there takes a tenth of the time of `module.training = ...`.
     """
-    mine: list[dict[str, Any]] = []
+    mine: list[Any] = []
     try:
         with _lock:
             shared = {id(mode) for others in _borrowed.values() for mode in others}

@@ -275,6 +275,33 @@ def test_the_mode_is_put_back_whatever_ends_an_evaluation(error):
     assert [module.training for module in model.modules()] == [True, False, True]
 
 
+def compiled_network():
+    return torch.compile(network(nn.Dropout(0.5)), backend="eager")
+
+
+def scripted_network():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(1, 1, 3, padding=1, dtype=torch.float64))
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self.layers(x)
+
+    return torch.jit.script(Plain())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    "make", [compiled_network, scripted_network, lambda: nn.DataParallel(network(nn.Dropout(0.5)))]
+)
+def test_networks_that_keep_their_mode_elsewhere(make):
+    model = make().train()
+    first, second = (last(ddim(model, SCHEDULE, X, STEPS)) for _ in range(2))
+    assert torch.equal(first, second)  # no dropout
+    assert all(module.training for module in model.modules())
+
+
 # --- dtypes ----------------------------------------------------------------------------------------------------------
 
 
