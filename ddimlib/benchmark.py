@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddimlib.acceleration import AcceleratedDenoiser, accelerate
-from ddimlib.evaluation import begin_or_continue, weights_digest
+from ddimlib.evaluation import add_row, missing_rows, open_table
 from ddimlib.latents import SeededNoise, sample_seeds
+from ddimlib.provenance import weights_digest
 from ddimlib.samplers import Denoiser, ddim
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.storage import write_json
 from ddimlib.timesteps import timesteps
 
 Loop = Callable[[Tensor], Tensor]
@@ -268,9 +268,8 @@ def benchmark(
         "accelerated": {name: getattr(fast[ACCELERATED], name) for name in ("bf16", "compiled", "uses_graph")},
         "peers": {name: _version(name) for name in peers}, "seed": seed,
     }  # fmt: skip
-    table = {"settings": settings} | begin_or_continue(out, settings, facts)
-    done = {(row["batch"], row["steps"]) for row in table["rows"]}
-    todo = [(B, S) for B in batches for S in steps if (B, S) not in done]
+    table = open_table(out, settings, facts)
+    todo = missing_rows(table, batch=batches, steps=steps)
     with tqdm(total=len(todo), disable=not progress, unit="row") as bar:
         for B, S in todo:
             bar.set_description(f"batch {B}, S = {S}")
@@ -278,8 +277,8 @@ def benchmark(
             candidates = loops(model, fast, schedule, S, peers)
             row = {"batch": B, "steps": S} | compare(candidates, x_T) | measure(candidates, x_T, repeats, seconds)
             forward = row["samplers"][FORWARD]["seconds"]
-            table["rows"].append(row | {"own_cost": own_cost(model, schedule, S, peers, x_T, forward)})
-            write_json(out, table)
+            row |= {"own_cost": own_cost(model, schedule, S, peers, x_T, forward)}
+            add_row(out, table, row, ("batch", "steps"))
             bar.update()
     return table
 

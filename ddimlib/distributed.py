@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from ddimlib.data import to_bytes
 from ddimlib.denoisers import VelocityDenoiser
-from ddimlib.evaluation import weights_digest
 from ddimlib.samplers import Eta, sample
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import read_tensors, write_json, write_tensors

@@ -13,9 +13,9 @@ import test_notebooks as notebooks
 from helpers import write_colour_images
 
 from ddimlib.distributed import load_samples
-from ddimlib.evaluation import weights_digest
 from ddimlib.metrics import Judge
 from ddimlib.pretrained import load_model
+from ddimlib.provenance import weights_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = ROOT / "book" / "10-cifar10.ipynb"

@@ -14,9 +14,10 @@ from PIL import Image
 
 from ddimlib import evaluation, training
 from ddimlib.__main__ import main
-from ddimlib.evaluation import evaluate, evaluation_labels, reconstruct, weights_digest
+from ddimlib.evaluation import evaluate, evaluation_labels, reconstruct
 from ddimlib.metrics import Classifier, InceptionDistance, Judge
 from ddimlib.pretrained import build_model, load_model, save_model
+from ddimlib.provenance import weights_digest
 from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.timesteps import timesteps

@@ -273,7 +273,7 @@ def test_another_batch_size_changes_the_images_by_rounding_only(batch_size, mode
 def test_the_manifest_says_what_is_there_and_where_it_comes_from(model_path, whole):
     manifest = json.loads((whole / "manifest.json").read_text())
     assert manifest["settings"] == vars(CONFIG) | {
-        "weights": ddimlib.evaluation.weights_digest(load_model(model_path)[0]), "shape": [1, 8, 8],
+        "weights": ddimlib.provenance.weights_digest(load_model(model_path)[0]), "shape": [1, 8, 8],
     }  # fmt: skip
     assert manifest["complete"]
     assert manifest["provenance"] == [{"command": "test", "processes": 1}]

@@ -10,9 +10,10 @@ import torch
 
 from ddimlib import bundled_sample, load_pretrained, sample
 from ddimlib.data import DATA_LICENCES, PRETRAINED, bundled_samples
-from ddimlib.evaluation import RESULTS, evaluation_labels, load_results, weights_digest
+from ddimlib.evaluation import RESULTS, evaluation_labels, load_results
 from ddimlib.metrics import Judge
 from ddimlib.pretrained import available, average_models, build_model, load_model, save_model, training_runs
+from ddimlib.provenance import weights_digest
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import read_tensors
 
