@@ -17,7 +17,7 @@ from ddimlib.unet import UNet
 def build_model(network: Mapping[str, Any], schedule: NoiseSchedule) -> VelocityDenoiser:
     """A fresh denoiser: a :class:`ddimlib.unet.UNet` made with the arguments `network`, read as a velocity."""
     unet = UNet(**network)
-    unet.arguments = dict(network)  # what it takes to build it again
+    unet.__dict__["arguments"] = dict(network)  # what it takes to build it again
     model = VelocityDenoiser(unet, schedule)
     model.register_state_dict_post_hook(_contiguous)
     return model

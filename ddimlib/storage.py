@@ -163,7 +163,7 @@ def digest(tensors: Mapping[str, Tensor], *words: str) -> str:
     sha = hashlib.sha256("".join(words).encode())
     for name, value in sorted(tensors.items()):
         sha.update(name.encode())
-        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
