@@ -65,13 +65,13 @@ def check_settings(path: str | Path, found: Any, wanted: Mapping[str, Any]) -> N
         wanted: those of the run that wants to go on with it, JSON-able.
     """
     theirs, ours = _flat(found), _flat(json.loads(json.dumps(wanted)))
+    fix = "repeat that run's options, choose another output, or remove that one"
+    if not theirs:
+        raise ValueError(f"{path} does not say with what settings it was made, so it belongs to another run; {fix}")
     different = [key for key in {**ours, **theirs} if (key in theirs, theirs.get(key)) != (key in ours, ours.get(key))]
     if different:
         named = "; ".join(f"{k} = {theirs.get(k, 'not set')!r}, not {ours.get(k, 'not set')!r}" for k in different)
-        raise ValueError(
-            f"{path} belongs to a run with other settings ({named}); repeat that run's options, choose another output, or "
-            "remove that one"
-        )
+        raise ValueError(f"{path} belongs to a run with other settings ({named}); {fix}")
 
 
 def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:

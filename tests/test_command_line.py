@@ -176,8 +176,8 @@ def test_training_in_minutes_says_that_it_is_unfinished_and_continues(mnist_root
     [
         (["train", "imagenet"], "no data set 'imagenet'"),
         (["judge", "imagenet"], "no data set 'imagenet'"),
-        (["sample", "--model", "cifar10"], "python -m ddimlib train cifar10"),
-        (["evaluate", "--model", "mnist", "--judge", "cifar10"], "python -m ddimlib judge cifar10"),
+        (["sample", "--model", "cifar10"], "ddimlib train cifar10"),
+        (["evaluate", "--model", "mnist", "--judge", "cifar10"], "ddimlib judge cifar10"),
     ],
 )
 def test_what_is_not_there_is_named_with_the_way_to_get_it(arguments, message, tmp_path, monkeypatch, capsys):
@@ -318,7 +318,8 @@ def test_fid_and_precision_are_in_the_table_when_asked_for(tiny_model, judge, tm
         tiny_model, judge, tmp_path / "table.json", inception=inception, bf16=True, compile=True, **one
     )
     assert seen == [(False, False), (True, True)]
-    assert table["settings"] == plain["settings"] | {"bf16": True, "fid_real_images": 30}
+    assert table["settings"] == plain["settings"] | {"bf16": True, **inception.settings}
+    assert inception.settings["fid_real_images"] == 30
     assert "fid" not in plain["rows"][0]
     assert table["rows"][0]["fid"] == pytest.approx(inception(images), abs=1e-3)
     assert table["rows"][0]["frechet"] == plain["rows"][0]["frechet"]  # the judge stays in float32
@@ -328,7 +329,7 @@ def test_a_table_of_other_settings_is_not_overwritten(tiny_model, judge, tmp_pat
     out = tmp_path / "table.json"
     evaluate_tiny(tiny_model, judge, out, steps=[1], etas=[0.0])
     before = out.read_bytes()
-    with pytest.raises(ValueError, match="choose another file"):
+    with pytest.raises(ValueError, match="choose another output"):
         evaluate_tiny(tiny_model, judge, out, n=30)
     assert out.read_bytes() == before
 
@@ -408,7 +409,7 @@ def test_an_interrupted_reconstruction_is_continued_and_the_batch_does_not_matte
 def test_a_reconstruction_of_other_images_is_not_overwritten(tiny_model, tmp_path):
     out = tmp_path / "table.json"
     reconstruct_tiny(tiny_model, out, steps=[2])
-    with pytest.raises(ValueError, match="choose another file"):
+    with pytest.raises(ValueError, match="choose another output"):
         reconstruct_tiny(tiny_model, out, n=7, steps=[2])
 
 

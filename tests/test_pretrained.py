@@ -214,7 +214,7 @@ def test_weights_can_be_stored_in_half_the_space(tmp_path):
 
 def test_a_network_that_can_be_made_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr("ddimlib.pretrained.available", lambda: ["mnist"])
-    with pytest.raises(ValueError, match="'cifar10'; shipped are: mnist; `python -m ddimlib train cifar10` makes it"):
+    with pytest.raises(ValueError, match="'cifar10'; shipped are: mnist; `ddimlib train cifar10` makes it"):
         load_pretrained("cifar10")
 
 
