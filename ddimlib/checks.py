@@ -41,7 +41,9 @@ def check_number(
         raise KindError(f"{name} must be a number, got {describe(value)}{fix}")
     number = float(value)
     if not (math.isfinite(number) and low <= number <= high and not (above and number == low)):
-        limits = "a finite number" + (f" above {low:g}" if above else f" of at least {low:g}" if low > -math.inf else "")
+        limits = "a finite number" + (
+            f" above {low:g}" if above else f" of at least {low:g}" if low > -math.inf else ""
+        )
         limits += f", at most {high:g}" if high < math.inf else ""
         raise ValueError(f"{name} must be {limits}, got {value}{fix}")
     return number
@@ -52,7 +54,9 @@ def check_floats(name: str, x: Any, fix: str = "") -> None:
     if not isinstance(x, Tensor):
         raise KindError(f"{name} must be a tensor, got {describe(x)}{fix and '; ' + fix}")
     if not x.is_floating_point():
-        fix = fix or ("to_model_range turns bytes into images in [-1, 1]" if x.dtype == torch.uint8 else "use x.float()")
+        fix = fix or (
+            "to_model_range turns bytes into images in [-1, 1]" if x.dtype == torch.uint8 else "use x.float()"
+        )
         raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}; {fix}")
 
 
@@ -60,7 +64,9 @@ def check_finite(name: str, x: Any, ndim: int | None = 4) -> None:
     """Raise unless x is a floating-point tensor [B, C, H, W] (or of `ndim` dimensions) without NaN and infinity."""
     check_floats(name, x)
     if ndim is not None and (x.ndim != ndim or x.numel() == 0):
-        raise ValueError(f"{name} must be [B, C, H, W] and not empty, got shape {tuple(x.shape)}; x[None] adds a batch of 1")
+        raise ValueError(
+            f"{name} must be [B, C, H, W] and not empty, got shape {tuple(x.shape)}; x[None] adds a batch of 1"
+        )
     if not x.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinity; look for a division by zero where it was made")
 
@@ -86,7 +92,9 @@ def check_bytes(name: str, images: Any) -> None:
     if not isinstance(images, Tensor):
         raise KindError(f"{name} must be a tensor, got {describe(images)}")
     if images.dtype != torch.uint8:
-        raise ValueError(f"{name} must be bytes 0..255, got {images.dtype}; to_bytes turns images in [-1, 1] into bytes")
+        raise ValueError(
+            f"{name} must be bytes 0..255, got {images.dtype}; to_bytes turns images in [-1, 1] into bytes"
+        )
     if images.ndim != 4 or images.numel() == 0:
         raise ValueError(f"{name} must be [N, C, H, W] and not empty, got shape {tuple(images.shape)}")
 

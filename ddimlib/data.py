@@ -32,6 +32,21 @@ def to_bytes(images: Tensor) -> Tensor:
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Bytes [N, C, H, W] with so many channels: grey repeated in three, colour weighed into one as the eye does.
+
+    Raises:
+        ValueError: when `channels` is neither 1 nor 3, nor what the images have.
+    """
+    if channels == images.shape[1]:
+        return images
+    if {channels, images.shape[1]} != {1, 3}:
+        raise ValueError(f"images of {images.shape[1]} channels cannot be turned into such of {channels}; use 1 or 3")
+    from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+    return images.expand(-1, 3, -1, -1).contiguous() if channels == 3 else rgb_to_grayscale(images)
+
+
 def warped(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each image turned, sheared, stretched, moved and bent a little: still of its class, but never seen before.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())
 _WRITING: set[str] = set()  # the temporary names of this process
 _DAY = 86_400
+_MARK = "\nsha256 "  # between facts and checksum: one entry of metadata, as the order of several is left to chance
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -177,7 +178,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Mappin
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
     text = json.dumps(facts)
-    write_atomically(path, save(plain, metadata={"ddimlib": text, "sha256": _checksum(plain, text)}))
+    write_atomically(path, save(plain, metadata={"ddimlib": text + _MARK + _checksum(plain, text)}))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -194,18 +195,14 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, safe_open is no dict
         if "ddimlib" not in metadata:
             raise ValueError(f"{path} holds tensors but was not written by ddimlib (its metadata lacks 'ddimlib')")
-        facts = json.loads(metadata["ddimlib"])
+        text, mark, checksum = metadata["ddimlib"].partition(_MARK)
+        facts = json.loads(text)
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); it was cut off or is of another kind: fetch or make it again"
         ) from error
-    # files of ddimlib 0.1 have no checksum
-    if not metadata.keys() <= {"ddimlib", "sha256"} or not isinstance(facts, dict):
-        raise ValueError(f"{path} is damaged: its metadata were altered; fetch or make it again")
-    if metadata.get("sha256", "") not in ("", _checksum(tensors, metadata["ddimlib"])):
-        raise ValueError(
-            f"{path} is damaged: its content does not have the checksum it was written with; make it again"
-        )
+    if not isinstance(facts, dict) or (mark and checksum != _checksum(tensors, text)):  # ddimlib 0.1 wrote no checksum
+        raise ValueError(f"{path} is damaged: its content is not what it was written with; fetch or make it again")
     return tensors, facts
 
 

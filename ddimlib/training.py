@@ -123,10 +123,14 @@ _COLOUR = {
 # Large batches keep a GPU at work; the optimiser, whose cost does not grow with them, is soon done.
 _COLOUR_RUN = TrainingConfig(steps=20_000, batch_size=512, learning_rate=3e-3, warmup=500, ema=0.9995, flip=True)
 
+# For pictures of one's own, on a laptop; `--fit-minutes` chooses the number of steps.
+_FOLDER_RUN = TrainingConfig(steps=3_000, batch_size=64, learning_rate=5e-3, warmup=100)
+
 RECIPES = {
     "mnist": Recipe(_SMALL, _SMALL_RUN, half=True),
     "fashion": Recipe(_SMALL, _SMALL_RUN, half=True),
     "cifar10": Recipe(_COLOUR, _COLOUR_RUN, half=True),
+    "folder": Recipe(_SMALL, _FOLDER_RUN),
 }
 
 
@@ -433,31 +437,23 @@ class Trainer:
             raise KeyboardInterrupt(over)
         return self.step == self.config.steps
 
-    def fit(self, seconds: float, measured: float = 8.0) -> None:
-        """Set the number of steps so that the whole run, its decay included, takes about `seconds`.
+    def speed(self, seconds: float = 2.0) -> float:
+        """Steps a second: real steps are timed for some seconds, after those that compile the network, and then undone.
 
-        Real steps are timed for some seconds, after those that compile the network, and then undone: the run that follows is
-        the same as one that was asked for this number of steps. Five per cent are kept in reserve.
-
-        Args:
-            seconds: from now on, the measurement included.
-            measured: how long to time, at most a tenth of `seconds`.
+        The run that follows is the same as one that was not measured.
 
         Raises:
-            ValueError: when the run has begun, or not one step fits.
+            ValueError: when the run has begun.
         """
-        if self.world_size > 1:
-            raise ValueError("the length is fitted by one process alone; under torchrun give the number of steps")
         if self.step > 0:
             raise ValueError(f"the run is at step {self.step} already, and its length is fixed; leave the fitting out")
-        begin = time.monotonic()
         start = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.train()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             for _ in range(5):  # the first ones compile
                 float(self.train_step())
             first, timed = self.step, time.monotonic()
-            while time.monotonic() - timed < min(measured, 0.1 * seconds) or self.step == first:
+            while time.monotonic() - timed < seconds or self.step == first:
                 loss = self.train_step()
             float(loss)  # waits for the device
             rate = (self.step - first) / (time.monotonic() - timed)
@@ -466,6 +462,24 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.state.clear()
         self.step, self._ahead = 0, None
+        return rate
+
+    def fit(self, seconds: float, measured: float = 8.0) -> None:
+        """Set the number of steps so that the whole run, its decay included, takes about `seconds`.
+
+        The run that follows is the same as one that was asked for this number of steps. Five per cent are kept in reserve.
+
+        Args:
+            seconds: from now on, the measurement included.
+            measured: how long to time, at most a tenth of `seconds`; see :meth:`speed`.
+
+        Raises:
+            ValueError: when the run has begun, or not one step fits.
+        """
+        if self.world_size > 1:
+            raise ValueError("the length is fitted by one process alone; under torchrun give the number of steps")
+        begin = time.monotonic()
+        rate = self.speed(min(measured, 0.1 * seconds))
         steps = int(0.95 * rate * (seconds - (time.monotonic() - begin)))
         if steps < 1:
             raise ValueError(

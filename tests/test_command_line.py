@@ -12,7 +12,7 @@ import torch
 from helpers import write_colour_images
 from PIL import Image
 
-from ddimlib import evaluation, training
+from ddimlib import __version__, evaluation, training
 from ddimlib.__main__ import main
 from ddimlib.evaluation import evaluate, evaluation_labels, reconstruct
 from ddimlib.metrics import Classifier, InceptionDistance, Judge
@@ -104,12 +104,20 @@ def test_a_bad_option_is_one_clear_line_and_leaves_no_file(tiny_model, tmp_path,
 
 def test_help_shows_a_first_command_and_every_default():
     def help_of(*command):
-        return subprocess.run(
+        run = subprocess.run(
             [sys.executable, "-m", "ddimlib", *command, "--help"], capture_output=True, text=True, check=True
-        ).stdout.replace("\n", " ")  # argparse breaks lines to the width of the terminal
+        )
+        return " ".join(run.stdout.replace("│", " ").split())  # lines are broken to the width of the terminal
 
-    assert "python -m ddimlib sample --model mnist --steps 20 --n 64 --out grid.png" in help_of()
+    assert "ddimlib sample --model mnist --steps 20 --n 64 --out grid.png" in help_of()
     assert "(default: 50)" in help_of("sample")
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"ddimlib {__version__}\n"
 
 
 def test_training_runs_to_its_end_and_its_model_can_be_sampled(mnist_root, tmp_path, monkeypatch, capsys):
@@ -145,13 +153,13 @@ def test_training_runs_to_its_end_and_its_model_can_be_sampled(mnist_root, tmp_p
     )
 
     assert main([*arguments, "--learning-rate", "0.5"]) == 2
-    assert "another configuration" in capsys.readouterr().err
+    assert "learning_rate = 0.005, not 0.5" in capsys.readouterr().err
 
 
 def test_a_folder_of_images_trains_a_network_of_their_shape(tmp_path):
     write_colour_images(tmp_path / "things", size=16)
     out = tmp_path / "run"
-    arguments = ["train", str(tmp_path / "things"), "--recipe", "mnist", "--network", '{"widths": [8, 8, 8]}']
+    arguments = ["train", str(tmp_path / "things"), "--recipe", "mnist", "--widths", "8", "8", "8"]
     assert main([*arguments, "--out", str(out), "--steps", "1", "--batch-size", "8", "--quiet"]) == 0
     model, _ = load_model(out / "model.safetensors")
     assert (model.image_shape, model.num_classes) == ((3, 16, 16), 2)

@@ -480,7 +480,7 @@ def test_each_process_has_a_gpu_of_its_own():
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["sample", "--out", "grid.PNG"], "one picture, drawn by one process; under torchrun give --out a folder"),
+        (["sample", "--out", "grid.PNG"], "is drawn by one process; under torchrun give --out a folder"),
         (["evaluate"], "only train and sample"),
         (["judge", "mnist"], "only train and sample"),
     ],
