@@ -9,6 +9,7 @@ import warnings
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +21,11 @@ class KindError(TypeError, ValueError):
 def check_int(name: str, value: Any, low: int | None = None, high: int | None = None, fix: str = "") -> int:
     """`value` as an int, NumPy's integers included; within low..high where these are given. `fix` ends the message."""
     fix = fix and f"; {fix}"
-    if isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point():
-        value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise KindError(f"{name} must be an integer, got {describe(value)}{fix}")
+    if type(value) is not int:  # the usual case, and the quick one
+        if isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point():
+            value = value.item()
+        if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
+            raise KindError(f"{name} must be an integer, got {describe(value)}{fix}")
     if (low is not None and value < low) or (high is not None and value > high):
         limits = f"lie in {low}..{high}" if high is not None else f"be at least {low}"
         raise ValueError(f"{name} must {limits}, got {value}{fix}")
@@ -37,7 +39,7 @@ def check_number(
     fix = fix and f"; {fix}"
     if isinstance(value, Tensor) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
         raise KindError(f"{name} must be a number, got {describe(value)}{fix}")
     number = float(value)
     if not (math.isfinite(number) and low <= number <= high and not (above and number == low)):
