@@ -25,11 +25,11 @@ from ddimlib.data import (
     to_model_range,
     with_channels,
 )
-from ddimlib.denoisers import LabelledDenoiser, VelocityDenoiser
+from ddimlib.denoisers import GuidedDenoiser, LabelledDenoiser, VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
 from ddimlib.evaluation import evaluate, reconstruct
 from ddimlib.inversion import invert
-from ddimlib.latents import SeededNoise, sample_seeds, slerp
+from ddimlib.latents import SeededNoise, slerp
 from ddimlib.metrics import InceptionDistance, Judge, train_classifier
 from ddimlib.plotting import picture_format, plot_benchmark, save_animation, save_images, use_book_style
 from ddimlib.pretrained import available, average_models, build_model, load_model, load_pretrained, save_model
@@ -243,7 +243,7 @@ class Sample(Drawing):
         seed: the same seed gives the same images on the same machine
         labels: classes to draw, in turn (default: the network chooses)
         guidance: classifier-free guidance; 1 is none
-        clip: limit the predicted image to [-CLIP, CLIP] at every step (default: no)
+        clip: limit the predicted image to [-CLIP, CLIP] at every step, or dynamic (default: no)
         columns: images in a row of the picture
         scale: the picture's pixels for each image pixel, in each direction
         kind: what to write (default: what the name of --out says); pictures are single PNGs in a folder
@@ -257,7 +257,7 @@ class Sample(Drawing):
     seed: int = 0
     labels: tuple[int, ...] | None = None
     guidance: float = 1.0
-    clip: float | None = None
+    clip: Clip = None
     columns: int = 8
     scale: int = 3
     kind: Literal["picture", "film", "pictures", "tensors"] | None = None
@@ -305,11 +305,11 @@ class Sample(Drawing):
     def _film(self, model: VelocityDenoiser, schedule: NoiseSchedule, labels: Tensor | None) -> None:
         denoiser: Any = model
         if labels is not None:
-            denoiser = LabelledDenoiser(model, labels)
-        elif model.num_classes is not None:
-            denoiser = model
-        noise = SeededNoise(sample_seeds(self.seed, self.n))
-        x_T = noise.draw(model.image_shape).to(self.device)
+            denoiser = (
+                LabelledDenoiser(model, labels) if self.guidance == 1 else GuidedDenoiser(model, labels, self.guidance)
+            )
+        noise = SeededNoise.from_seed(self.seed, self.n)
+        x_T = noise.initial(model.image_shape).to(self.device)
         visited = timesteps(schedule.T, self.steps, self.spacing)
         states = [x_T, *ddim(denoiser, schedule, x_T, visited, self.eta, noise, self.clip)]
         save_animation(
@@ -342,10 +342,10 @@ class Interpolate(Drawing):
         if self.n < 2 or self.scale < 1:
             raise ValueError(f"--n must be at least 2 and --scale at least 1, got {self.n} and {self.scale}")
         model, schedule = _load(self.model, self.device)
-        a, b = (SeededNoise(sample_seeds(seed, 1)).draw(model.image_shape) for seed in self.seeds)
+        a, b = (SeededNoise.from_seed(seed, 1).initial(model.image_shape) for seed in self.seeds)
         x_T = torch.cat([slerp(a, b, i / (self.n - 1)) for i in range(self.n)]).to(self.device)
-        denoiser: Any = model if self.label is None else LabelledDenoiser(model, torch.full((self.n,), self.label))
-        *_, x_0 = ddim(denoiser, schedule, x_T, timesteps(schedule.T, self.steps, self.spacing))
+        denoiser: Any = model if self.label is None else LabelledDenoiser(model, self.label)
+        x_0 = last(ddim(denoiser, schedule, x_T, timesteps(schedule.T, self.steps, self.spacing)))
         save_images(x_0, self.out, self.n, self.scale)
         print(
             f"wrote {self.out}: {self.n} images from seed {self.seeds[0]} to seed {self.seeds[1]}, {self.steps} steps"
@@ -381,8 +381,8 @@ class Invert(Drawing):
         images, labels = _test_images(self.data or self.model, self.root, self.n)
         x_0 = images.to(self.device)
         denoiser: Any = model if labels is None or model.num_classes is None else LabelledDenoiser(model, labels)
-        *_, code = invert(denoiser, schedule, x_0, visited, self.iterations)
-        *_, again = ddim(denoiser, schedule, code, visited)
+        code = last(invert(denoiser, schedule, x_0, visited, self.iterations))
+        again = last(ddim(denoiser, schedule, code, visited))
         save_images(torch.cat([x_0, code.clamp(-3, 3) / 3, again.clamp(-1, 1)]), self.out, self.n, self.scale)
         error = float(((again - x_0) / 2).square().mean())
         print(f"wrote {self.out}: images, codes, decoded images; mean square error {error:.2g} (pixels in [0, 1])")

@@ -1,6 +1,5 @@
 """Many processes: joining them under `torchrun`, and sharing out the images of a run among them."""
 
-import math
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from ddimlib.checks import check_int, check_labels, check_number
 from ddimlib.data import to_bytes
-from ddimlib.denoisers import VelocityDenoiser, check_labels
+from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.provenance import check_settings, model_settings
-from ddimlib.samplers import Eta, ddim_sigma, sample
+from ddimlib.samplers import Clip, Eta, ddim_sigma, sample
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import check_output, locked, read_json, read_tensors, write_json, write_tensors
 from ddimlib.timesteps import Spacing, timesteps
@@ -162,25 +162,20 @@ class SamplingConfig:
     seed: int = 0
     labels: Sequence[int] | None = None
     guidance: float = 1.0
-    clip: float | None = None
+    clip: Clip = None
     batch_size: int = 64
 
     def __post_init__(self) -> None:
         for name in ("n", "steps", "batch_size"):
-            if isinstance(getattr(self, name), bool) or int(getattr(self, name)) != getattr(self, name):
-                raise ValueError(f"{name} must be an integer, got {getattr(self, name)!r}")
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must lie in 0..{2**32 - 1}, got {self.seed}")
+            check_int(name, getattr(self, name), 1)
+        check_int("seed", self.seed, 0, 2**32 - 1)
         if self.labels is not None and len(self.labels) == 0:
             raise ValueError("labels is empty; name at least one class, or pass None")
-        if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance must be finite and at least 0, got {self.guidance}; 1 is none")
+        check_number("guidance", self.guidance, 0, fix="1 is none")
         if self.guidance != 1 and self.labels is None:
             raise ValueError(f"guidance = {self.guidance} needs labels to guide towards; give labels, or leave it at 1")
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise ValueError(f"clip must be positive and finite, got {self.clip}; data in [-1, 1] wants clip = 1")
+        if self.clip is not None and self.clip != "dynamic":
+            check_number("clip", self.clip, 0, above=True, fix="data in [-1, 1] wants clip = 1")
 
     def shards(self) -> dict[str, range]:
         """The images of each file, by its name. The last file is full, too: what is past n is not read back."""
@@ -234,7 +229,7 @@ def sample_shards(
     out, size = Path(out), config.batch_size
     ddim_sigma(schedule, timesteps(schedule.T, config.steps, config.spacing)[0], 0, config.eta)
     if config.labels is not None:
-        check_labels(model, torch.tensor(config.labels))
+        check_labels(list(config.labels), model.num_classes)
     settings = model_settings(model, schedule) | {"shape": list(model.image_shape)} | asdict(config)
     if any(other != settings for other in exchange(settings)):
         raise ValueError("the processes differ in network or settings; give all of them the same files and options")

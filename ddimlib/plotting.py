@@ -123,11 +123,6 @@ def save_animation(
     write_atomically(path, buffer.getvalue())
 
 
-def save_images(images: Tensor, path: str | Path, columns: int = 10) -> None:
-    """Write images in [-1, 1], [N, C, H, W], as one picture, a grid; the name's ending says which kind of file."""
-    Image.fromarray(image_grid(images, columns).permute(1, 2, 0).numpy()).save(path)
-
-
 def show_images(images: Tensor, columns: int = 10, title: str | None = None, width: float = 7.0) -> Figure:
     """Draw images in [-1, 1], [N, C, H, W], as a grid, without axes. `width` in inches."""
     grid = image_grid(images, columns)

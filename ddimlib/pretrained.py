@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddimlib.data import DATASETS, PRETRAINED
-from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.denoisers import VelocityDenoiser, check_model
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import check_tensors, read_tensors, write_tensors
 from ddimlib.unet import UNet
@@ -33,7 +33,7 @@ def _contiguous(module: torch.nn.Module, state: dict[str, Any], prefix: str, met
 def save_model(
     path: str | Path,
     model: VelocityDenoiser,
-    schedule: NoiseSchedule,
+    schedule: NoiseSchedule | None = None,
     network: Mapping[str, Any] | None = None,
     half: bool = False,
 ) -> None:
@@ -41,15 +41,18 @@ def save_model(
 
     Args:
         path: the file.
-        model, schedule: a denoiser around a :class:`ddimlib.unet.UNet`, and its schedule.
+        model: a denoiser around a :class:`ddimlib.unet.UNet`.
+        schedule: None: the model's own.
         network: the UNet's arguments; None: those that :func:`build_model` or :func:`load_model` made it with.
         half: round the weights to float16, in half the space; :func:`load_model` gives them back as float32.
 
     Raises:
         ValueError: when the network is none of ours, or holds NaN or infinity; TypeError: when it does not know its arguments.
     """
-    unet = getattr(model, "network", None)
-    if not isinstance(unet, UNet):
+    unet, schedule = getattr(model, "network", None), schedule or getattr(model, "schedule", None)
+    if schedule is not None:
+        check_model(model, schedule)
+    if schedule is None or not isinstance(unet, UNet):
         raise ValueError(
             f"save_model stores a VelocityDenoiser around a UNet, got {type(unet or model).__name__}; store another network "
             "by safetensors.torch.save_file(model.state_dict(), path)"

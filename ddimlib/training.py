@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ddimlib.checks import check_bytes, check_int, check_labels, check_number
 from ddimlib.data import to_model_range, warped
-from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.denoisers import VelocityDenoiser, check_model, said_by
 from ddimlib.latents import mixed_seed
 from ddimlib.muon import Muon, hidden_weights
 from ddimlib.provenance import check_settings, model_settings
@@ -72,15 +73,10 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-        for name, low, high in (
-            ("learning_rate", 0, 1e3), ("decay", 0, 1), ("ema", 0, 0.999_999_9), ("label_dropout", 0, 1),
-            ("clip_norm", 1e-9, 1e9),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:  # catches NaN too
-                raise ValueError(f"{name} must lie between {low:g} and {high:.9g}, got {getattr(self, name)!r}")
+            check_int(name, getattr(self, name), least)
+        for name, most in (("learning_rate", 1e3), ("decay", 1), ("ema", 0.999_999_9), ("label_dropout", 1)):
+            check_number(name, getattr(self, name), 0, most)
+        check_number("clip_norm", self.clip_norm, 0, above=True)
         if self.loss not in LOSSES:
             raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 
@@ -262,7 +258,8 @@ class Trainer:
         settings: Mapping[str, Any] | None = None,
         extend: bool = False,
     ) -> None:
-        _check_data(model, images, labels, config.batch_size)
+        check_model(model, schedule)
+        labels = _check_data(model, images, labels, config.batch_size)
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if config.batch_size % self.world_size:
             raise ValueError(
@@ -325,7 +322,7 @@ class Trainer:
         labels = None
         if self.labels is not None:
             dropped = torch.rand(len(chosen), generator=generator) < config.label_dropout
-            labels = self._to_device(torch.where(dropped, cast(int, self.model.num_classes), self.labels[chosen]))
+            labels = self._to_device(torch.where(dropped, said_by(self.model, "num_classes"), self.labels[chosen]))
         x_0 = to_model_range(self.images[self._to_device(chosen)])
         if config.flip:
             mirrored = torch.rand(len(chosen), 1, 1, 1, generator=generator) < 0.5
@@ -578,30 +575,19 @@ class Trainer:
         self.step, self.loss = step, loss
 
 
-def _check_data(model: nn.Module, images: Tensor, labels: Tensor | None, batch_size: int) -> None:
-    """Raise ValueError unless the images are bytes and each has a label that the model knows."""
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"images must be bytes 0..255, uint8 [N, C, H, W], got {getattr(images, 'dtype', type(images).__name__)} "
-            f"{tuple(getattr(images, 'shape', ()))}; to_bytes makes them of images in [-1, 1]"
-        )
+def _check_data(model: nn.Module, images: Tensor, labels: Any, batch_size: int) -> Tensor | None:
+    """The labels as int64 [N]; raise ValueError unless the images are bytes and each has a label that the model knows."""
+    check_bytes("images", images)
     if len(images) < batch_size:
         raise ValueError(f"{len(images)} images do not fill one batch of {batch_size}; use a smaller batch")
-    channels = getattr(model, "image_shape", images.shape[1:])[0]
+    channels = (said_by(model, "image_shape") or images.shape[1:])[0]
     if channels != images.shape[1]:
         raise ValueError(f"the network takes images of {channels} channels, these have {images.shape[1]}")
     if labels is None:
-        return
-    num_classes = getattr(model, "num_classes", None)
-    if num_classes is None:
-        raise ValueError("labels were given, but this network has no num_classes; pass None for the labels")
-    if labels.dtype != torch.int64 or labels.shape != (len(images),):
-        raise ValueError(
-            f"{len(images)} images need as many labels, got {len(labels)} ({labels.dtype} {tuple(labels.shape)}); "
-            "labels are int64 [N]"
-        )
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {labels.min()}..{labels.max()}")
+        return None
+    if len(labels) != len(images):
+        raise ValueError(f"{len(images)} images need as many labels, got {len(labels)}")
+    return check_labels(labels, said_by(model, "num_classes"), len(images))
 
 
 @contextmanager
