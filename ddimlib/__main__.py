@@ -34,7 +34,7 @@ from ddimlib.metrics import InceptionDistance, Judge, train_classifier
 from ddimlib.plotting import picture_format, plot_benchmark, save_animation, save_images, use_book_style
 from ddimlib.pretrained import available, average_models, build_model, load_model, load_pretrained, save_model
 from ddimlib.provenance import provenance, weights_digest
-from ddimlib.samplers import Eta, ddim, sample
+from ddimlib.samplers import Clip, Eta, ddim, last, sample
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import check_output, locked, read_json, read_tensors, write_json
 from ddimlib.timesteps import Spacing, timesteps
