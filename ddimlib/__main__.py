@@ -136,7 +136,7 @@ class Train(Command):
         if start is not None:
             if given:
                 raise ValueError(f"--start-from brings its network with it; leave {', '.join(given)} out")
-            images = with_channels(images, base["channels"])
+            images = with_channels(images, start[0].image_shape[0])
         num_classes = None if labels is None else int(labels.max()) + 1
         of_the_data = {"channels": images.shape[1], "image_size": images.shape[-1], "num_classes": num_classes}
         network = base | of_the_data | given

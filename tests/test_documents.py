@@ -32,7 +32,7 @@ def test_the_code_runs(code):
 
 def commands():
     lines = [line for block in blocks("sh") for line in block.values[0].splitlines()]
-    return sorted({line for line in lines if line.startswith("ddimlib ")})
+    return sorted({line.removeprefix("python -m ") for line in lines if re.match(r"(python -m )?ddimlib ", line)})
 
 
 @pytest.mark.parametrize("line", commands())

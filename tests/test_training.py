@@ -386,7 +386,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     trainer.save()
     before = path.read_bytes()
     next(trainer.model.parameters()).data.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="NaN or infinity at step 1"):
+    with pytest.raises(FloatingPointError, match="NaN or infinity at step 2"):
         trainer.run(progress=False, save_every=0)
     assert path.read_bytes() == before
 
