@@ -402,9 +402,10 @@ class Export(Command):
 
     def run(self) -> None:
         check_output(self.out)
-        from ddimlib.export import export_onnx
+        model, _ = _load(self.model)
+        from ddimlib.export import export_onnx  # onnx takes seconds to import
 
-        export_onnx(_load(self.model)[0], self.out)
+        export_onnx(model, self.out)
         print(f"wrote {self.out}")
 
 
@@ -663,6 +664,13 @@ def _test_images(data: str, root: str, n: int) -> tuple[Tensor, Tensor | None]:
     return images[:n], None if labels is None else labels[:n]
 
 
+def _check_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); use cpu or cuda") from error
+
+
 def _duration(seconds: float) -> str:
     for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * length:
@@ -707,6 +715,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(
                     "only train and sample can be shared by processes; start this command without torchrun"
                 )
+            _check_device(command.device)
             resumable = isinstance(command, Train | Evaluate | Reconstruct | Benchmark)
             resumable = resumable or (isinstance(command, Sample) and Path(command.out).is_dir())
             return command.run() or 0
