@@ -14,7 +14,7 @@ from torch import Tensor
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from ddimlib import __version__
-from ddimlib.benchmark import PEERS, benchmark, format_table
+from ddimlib.benchmark import benchmark, format_table, installed_peers
 from ddimlib.data import (
     DATA_LICENCES,
     DATASETS,
@@ -575,7 +575,7 @@ class Benchmark(Command):
         model: mnist, fashion, a .safetensors file, or the folder of a run
         batch: one or more batch sizes
         steps: one or more numbers of steps; each divides 1000
-        peers: none or more other samplers
+        peers: none or more other samplers (default: those that are installed)
         compile: let torch.compile work on the accelerated network
         repeats: how often at least each sampler is timed in a row
         seconds: go on with a row for at least so long
@@ -587,7 +587,7 @@ class Benchmark(Command):
     model: str = "mnist"
     batch: tuple[int, ...] = (1, 16, 64, 256, 1024)
     steps: tuple[int, ...] = (10, 50, 250)
-    peers: tuple[Literal["tutorial", "diffusers", "denoising-diffusion-pytorch"], ...] = tuple(PEERS)  # type: ignore[arg-type]
+    peers: tuple[Literal["tutorial", "diffusers", "denoising-diffusion-pytorch"], ...] | None = None
     compile: bool = True
     repeats: int = 7
     seconds: float = 20.0
@@ -600,8 +600,9 @@ class Benchmark(Command):
         if self.figure is not None and check_output(self.figure).suffix not in (".png", ".svg"):
             raise ValueError(f"--figure must end in .png or .svg, got {self.figure}")
         model, schedule = _load(self.model, self.device)
+        peers = installed_peers() if self.peers is None else self.peers
         table = benchmark(
-            model, schedule, self.batch, self.steps, out, provenance(self.device), self.peers, self.compile, self.repeats,
+            model, schedule, self.batch, self.steps, out, provenance(self.device), peers, self.compile, self.repeats,
             self.seconds, self.seed, progress=not self.quiet,
         )  # fmt: skip
         print(format_table(table))

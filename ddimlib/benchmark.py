@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import importlib.metadata
+import importlib.util
 import math
 import random
 import re
@@ -286,6 +287,11 @@ def benchmark(
             add_row(out, table, row, ("batch", "steps"))
             bar.update()
     return table
+
+
+def installed_peers() -> list[str]:
+    """Those of :data:`PEERS` that can be imported here."""
+    return [name for name in PEERS if name == "tutorial" or importlib.util.find_spec(name.replace("-", "_"))]
 
 
 def unknown_peers(peers: Sequence[str]) -> list[str]:
