@@ -1,6 +1,8 @@
 """The book's figures in one style: rows and grids of images, and a palette that colour-blind readers can tell apart."""
 
+import builtins
 import io
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,14 +125,35 @@ def save_animation(
     write_atomically(path, buffer.getvalue())
 
 
-def show_images(images: Tensor, columns: int = 10, title: str | None = None, width: float = 7.0) -> Figure:
-    """Draw images in [-1, 1], [N, C, H, W], as a grid, without axes. `width` in inches."""
+def show_images(
+    images: Tensor, columns: int = 10, title: str | None = None, width: float = 7.0, path: str | Path | None = None
+) -> Figure:
+    """Draw images in [-1, 1], [N, C, H, W], as a grid, without axes.
+
+    A notebook shows the figure; from a script or a terminal, a window opens where there is a display.
+
+    Args:
+        images, columns: see :func:`image_grid`.
+        title: above the grid.
+        width: in inches.
+        path: a file to leave the figure in, too.
+    """
     grid = image_grid(images, columns)
     figure, axis = plt.subplots(figsize=(width, width * grid.shape[1] / grid.shape[2] + (0.3 if title else 0)))
     axis.imshow(grid.permute(1, 2, 0).numpy())
     axis.set_axis_off()
     if title:
         axis.set_title(title)
+    if path is not None:
+        figure.savefig(check_output(path))
+    if not hasattr(builtins, "__IPYTHON__"):
+        if plt.get_backend().lower() != "agg":
+            plt.show(block=not hasattr(sys, "ps1"))
+        elif path is None:
+            print(
+                'no display to show the images on; show_images(images, path="images.png") leaves a file',
+                file=sys.stderr,
+            )
     return figure
 
 
