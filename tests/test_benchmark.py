@@ -150,7 +150,7 @@ def test_a_table_of_another_seed_is_not_continued(path, tmp_path, capsys):
     out = tmp_path / "table.json"
     assert main(command(path, out)) == 0
     assert main(command(path, out, "--seed", "1")) == 2
-    assert "choose another file" in capsys.readouterr().err
+    assert "choose another output" in capsys.readouterr().err
 
 
 def test_a_sampler_that_draws_other_images_is_refused(path, tmp_path, monkeypatch, capsys):
@@ -204,4 +204,4 @@ def test_the_figure_has_a_panel_for_each_batch(path, tmp_path):
 def test_the_script_is_the_command():
     script = Path(__file__).parent.parent / "benchmarks" / "sampler.py"
     result = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
-    assert "python -m ddimlib benchmark" in result.stdout
+    assert "ddimlib benchmark" in result.stdout

@@ -193,7 +193,7 @@ def test_other_settings_in_the_same_folder_are_refused_by_all_with_one_message(m
     assert statuses == [2, 2]
     assert errors[0].startswith("error: rank 0: ")
     assert "belongs to a run with other settings (eta = 0.5, not 1.0; seed = 7, not 8)" in errors[0]
-    assert "choose another folder" in errors[0]
+    assert "choose another output" in errors[0]
     assert errors[1] == ""
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
