@@ -6,6 +6,7 @@ export OMP_WAIT_POLICY = passive
 
 PYTHON ?= python3
 VENV ?= .venv
+HERE := $(dir $(firstword $(MAKEFILE_LIST)))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SITE := _build/html/index.html
@@ -73,7 +74,7 @@ gpu:  ## On a machine with a CUDA GPU, online or not: library and notebooks ther
 	TQDM_DISABLE=1 $(GPU_PYTHON) -m pytest tests --ignore=tests/test_site.py
 	TQDM_DISABLE=1 $(GPU_PYTHON) -m pytest book --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
 	    --nbval-cell-timeout 600
-	$(GPU_PYTHON) -m ddimlib benchmark --device cuda --out ddimlib/results/benchmark-cuda.json
+	$(GPU_PYTHON) benchmarks/sampler.py --device cuda --out ddimlib/results/benchmark-cuda.json
 
 lab: $(STAMP)  ## Open the chapters in JupyterLab (LAB="--no-browser --port 9999" passes options on)
 	$(BIN)/jupyter-lab book $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
@@ -109,7 +110,7 @@ $(RUNS)/mnist-second/model.safetensors $(RUNS)/mnist-third/model.safetensors: $(
 $(RUNS)/mnist-second/model.safetensors: OPTIONS = --no-warp --steps 2500 --learning-rate 1.5e-3
 $(RUNS)/mnist-third/model.safetensors: OPTIONS = --no-warp --steps 10000 --learning-rate 5e-3 --ema 0.9998
 $(RUNS)/mnist/model.safetensors: $(RUNS)/mnist-second/quality.json $(RUNS)/mnist-third/quality.json
-	$(BIN)/python -m ddimlib average $(^:quality.json=model.safetensors) --out $(@D)
+	$(BIN)/python $(HERE)tools/weights.py average $(^:quality.json=model.safetensors) --out $(@D)
 
 $(RUNS)/fashion-first/model.safetensors: OPTIONS = --steps 4500
 $(RUNS)/fashion/model.safetensors: $(RUNS)/fashion-first/model.safetensors
@@ -148,7 +149,7 @@ $(RUNS)/%/eta.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
-	$(BIN)/python -m ddimlib reconstruct --model $< --data $* --root $(DATA) --n $(IMAGES) --batch-size 100 \
+	$(BIN)/python $(HERE)tools/weights.py reconstruct --model $< --data $* --root $(DATA) --n $(IMAGES) --batch-size 100 \
 	    --steps $(RECONSTRUCTION_STEPS) --iterations 0 3 --out $(@:.json=.part.json)
 	mv $(@:.json=.part.json) $@
 

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +14,6 @@ from torch import Tensor
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from ddimlib import __version__
-from ddimlib.benchmark import benchmark, format_table, installed_peers
 from ddimlib.data import (
     DATA_LICENCES,
     DATASETS,
@@ -27,12 +26,12 @@ from ddimlib.data import (
 )
 from ddimlib.denoisers import GuidedDenoiser, LabelledDenoiser, VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
-from ddimlib.evaluation import evaluate, reconstruct
+from ddimlib.evaluation import evaluate
 from ddimlib.inversion import invert
 from ddimlib.latents import SeededNoise, slerp
 from ddimlib.metrics import InceptionDistance, Judge, train_classifier
-from ddimlib.plotting import picture_format, plot_benchmark, save_animation, save_images, use_book_style
-from ddimlib.pretrained import available, average_models, build_model, load_model, load_pretrained, save_model
+from ddimlib.plotting import picture_format, save_animation, save_images
+from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
 from ddimlib.provenance import provenance, weights_digest
 from ddimlib.samplers import Clip, Eta, ddim, last, sample
 from ddimlib.schedule import NoiseSchedule
@@ -57,6 +56,14 @@ class Command:
 
     device: str = DEFAULT_DEVICE
     quiet: bool = False
+
+    def is_resumable(self) -> bool:
+        """Whether the same command goes on where an interrupted one stopped."""
+        return False
+
+    def is_shareable(self) -> bool:
+        """Whether the processes that torchrun starts can share the work."""
+        return False
 
     def run(self) -> int | None:
         """Carry the command out; returns an exit status, None for 0."""
@@ -117,6 +124,11 @@ class Train(Command):
     network: OmitArgPrefixes[Network] = field(default_factory=Network)
     training: OmitArgPrefixes[TrainingConfig] = field(default_factory=lambda: RECIPES["mnist"].training)
 
+    def is_resumable(self) -> bool:
+        return True
+
+    is_shareable = is_resumable
+
     def chosen_recipe(self) -> Recipe:
         """The recipe whose numbers the options replace."""
         return RECIPES[self.recipe or (self.data if self.data in RECIPES else "folder")]
@@ -127,7 +139,7 @@ class Train(Command):
             if not 0 <= (getattr(self, name) or 0) < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} must be finite and at least 0, got {getattr(self, name)}")
         out = check_output(self.out or f"runs/{Path(self.data).resolve().name}", folder=True)
-        start, card = (None, None) if self.start_from is None else (_load(self.start_from), _card_of(self.start_from))
+        start, card = (None, None) if self.start_from is None else (load(self.start_from), card_of(self.start_from))
         if world_size() > 1:
             on_first(lambda: bool(load_dataset(self.data, self.root)))  # one process downloads, the others find it
         images, labels = load_dataset(self.data, self.root)
@@ -263,11 +275,22 @@ class Sample(Drawing):
     kind: Literal["picture", "film", "pictures", "tensors"] | None = None
     out: str = "grid.png"
 
+    def is_resumable(self) -> bool:
+        return self.what() == "tensors"
+
+    def is_shareable(self) -> bool:
+        return True
+
+    def what(self) -> str:
+        """The kind of output: as asked for, or as the name of --out says."""
+        suffix = Path(self.out).suffix.lower()
+        return self.kind or ("film" if suffix == ".gif" else "picture" if suffix in PICTURES else "tensors")
+
     def run(self) -> None:
         suffix = Path(self.out).suffix.lower()
         if self.kind is None and suffix in NO_PICTURES:
             raise ValueError(f"{self.out} cannot be written as {suffix}; name a picture (.png, .jpg, .gif) or a folder")
-        kind = self.kind or ("film" if suffix == ".gif" else "picture" if suffix in PICTURES else "tensors")
+        kind = self.what()
         config = SamplingConfig(
             self.n, self.steps, self.eta, self.spacing, self.seed, self.labels, self.guidance, self.clip, self.batch_size
         )  # fmt: skip
@@ -278,7 +301,7 @@ class Sample(Drawing):
             raise ValueError(f"a film needs a name that ends in .gif or .webp, got {self.out} ({name})")
         if world_size() > 1 and kind != "tensors":
             raise ValueError(f"{self.out} is drawn by one process; under torchrun give --out a folder for tensors")
-        model, schedule = _load(self.model, self.device)
+        model, schedule = load(self.model, self.device)
         if kind == "tensors":
             facts = provenance(self.device)
             sample_shards(model, schedule, config, self.out, facts, progress=not self.quiet)
@@ -341,7 +364,7 @@ class Interpolate(Drawing):
         picture_format(check_output(self.out))
         if self.n < 2 or self.scale < 1:
             raise ValueError(f"--n must be at least 2 and --scale at least 1, got {self.n} and {self.scale}")
-        model, schedule = _load(self.model, self.device)
+        model, schedule = load(self.model, self.device)
         a, b = (SeededNoise.from_seed(seed, 1).initial(model.image_shape) for seed in self.seeds)
         x_T = torch.cat([slerp(a, b, i / (self.n - 1)) for i in range(self.n)]).to(self.device)
         denoiser: Any = model if self.label is None else LabelledDenoiser(model, self.label)
@@ -376,9 +399,9 @@ class Invert(Drawing):
 
     def run(self) -> None:
         picture_format(check_output(self.out))
-        model, schedule = _load(self.model, self.device)
+        model, schedule = load(self.model, self.device)
         visited = timesteps(schedule.T, self.steps, self.spacing)
-        images, labels = _test_images(self.data or self.model, self.root, self.n)
+        images, labels = images_of(self.data or self.model, self.root, self.n)
         x_0 = images.to(self.device)
         denoiser: Any = model if labels is None or model.num_classes is None else LabelledDenoiser(model, labels)
         code = last(invert(denoiser, schedule, x_0, visited, self.iterations))
@@ -402,7 +425,7 @@ class Export(Command):
 
     def run(self) -> None:
         check_output(self.out)
-        model, _ = _load(self.model)
+        model, _ = load(self.model)
         from ddimlib.export import export_onnx  # onnx takes seconds to import
 
         export_onnx(model, self.out)
@@ -444,11 +467,14 @@ class Evaluate(Drawing):
     inception: bool = False
     root: str = "data"
 
+    def is_resumable(self) -> bool:
+        return True
+
     def run(self) -> None:
         out = check_output(self.out)
         if self.card is not None:
             read_json(check_output(self.card))
-        model, schedule = _load(self.model, self.device)
+        model, schedule = load(self.model, self.device)
         judge = Judge.load(self.judge or self.model, self.device)
         inception = None
         if self.inception:
@@ -466,49 +492,6 @@ class Evaluate(Drawing):
             with locked(self.card):
                 quality = {key: table[key] for key in ("settings", "judge", "rows")}
                 write_json(self.card, read_json(self.card) | {"quality": quality})
-        print(f"wrote {out}")
-
-
-@dataclass(kw_only=True)
-class Reconstruct(Drawing):
-    """Measure how well real images survive encoding and decoding.
-
-    Writes a JSON table after every row; the same command again continues it.
-
-    Attributes:
-        data: whose test images to take: mnist and fashion are bundled (default: the model's name)
-        root: where the test images of other data sets are, or are downloaded to
-        steps: one or more numbers of steps
-        iterations: fixed-point iterations a step; 0 is the explicit inverse
-        n: images; of bundled ones at most 200
-        out: the table
-    """
-
-    spacing: Spacing = "quadratic"
-    data: str | None = None
-    root: str = "data"
-    steps: tuple[int, ...] = (10, 20, 50, 100)
-    iterations: tuple[int, ...] = (0, 3)
-    n: int = 200
-    out: str = "reconstruction.json"
-
-    def run(self) -> None:
-        out = check_output(self.out)
-        model, schedule = _load(self.model, self.device)
-        images, labels = _test_images(self.data or self.model, self.root, self.n)
-        if labels is None:
-            raise ValueError("these images have no classes; take a data set with classes")
-        facts = provenance(self.device)
-        table = reconstruct(
-            model, schedule, images, labels, self.steps, self.iterations, out, facts, self.spacing, self.batch_size,
-            progress=not self.quiet,
-        )  # fmt: skip
-        print(
-            f"{'steps':>5} {'iterations':>10} {'error':>8} {'norm':>6} {'residual':>9}   (mean square, pixels in [0, 1])"
-        )
-        for row in table["rows"]:
-            residual = "" if row["residual"] is None else f"{row['residual']:.1e}"
-            print(f"{row['steps']:>5} {row['iterations']:>10} {row['mse']:>8.2g} {row['norm']:>6.1f} {residual:>9}")
         print(f"wrote {out}")
 
 
@@ -540,85 +523,12 @@ class MakeJudge(Command):
         print(f"wrote {self.out}: test accuracy {judge.facts['test_accuracy']:.2%}, floor {judge.facts['floor']:.4f}")
 
 
-@dataclass(kw_only=True)
-class Average(Command):
-    """Average the weights of several models that were trained on from one start.
-
-    The mean is often better than each of them: ddimlib average A.safetensors B.safetensors --out runs/mean
-
-    Attributes:
-        models: two or more .safetensors files of one network
-        out: folder of the model
-    """
-
-    models: Positional[tuple[str, ...]]
-    out: str = "runs/average"
-
-    def run(self) -> None:
-        out = check_output(self.out, folder=True)
-        parts = [_card_of(model) or {} for model in self.models]
-        average_models(self.models, out / "model.safetensors")
-        kept = ("data", "data_licence", "licence", "parameters", "stored_as")
-        card = {key: parts[0][key] for key in kept if key in parts[0]}
-        write_json(out / "model.json", card | {"averaged_from": parts, "trained": provenance("cpu")})
-        print(f"wrote {out / 'model.safetensors'} and {out / 'model.json'} (the facts about it)")
-
-
-@dataclass(kw_only=True)
-class Benchmark(Command):
-    """Time our sampler, plain and accelerated, against others on the same network.
-
-    Checks first that all draw the same images. Writes a JSON table after every row; the same command again continues it.
-    Let nothing else run meanwhile. The peers come with the extra: pip install -e '.[bench]' -c constraints.txt
-
-    Attributes:
-        model: mnist, fashion, a .safetensors file, or the folder of a run
-        batch: one or more batch sizes
-        steps: one or more numbers of steps; each divides 1000
-        peers: none or more other samplers (default: those that are installed)
-        compile: let torch.compile work on the accelerated network
-        repeats: how often at least each sampler is timed in a row
-        seconds: go on with a row for at least so long
-        seed: of the starting noise
-        out: the table (default: benchmark-cpu.json or benchmark-cuda.json)
-        figure: draw the table, too: a .png or .svg (default: no)
-    """
-
-    model: str = "mnist"
-    batch: tuple[int, ...] = (1, 16, 64, 256, 1024)
-    steps: tuple[int, ...] = (10, 50, 250)
-    peers: tuple[Literal["tutorial", "diffusers", "denoising-diffusion-pytorch"], ...] | None = None
-    compile: bool = True
-    repeats: int = 7
-    seconds: float = 20.0
-    seed: int = 0
-    out: str | None = None
-    figure: str | None = None
-
-    def run(self) -> None:
-        out = check_output(self.out or f"benchmark-{torch.device(self.device).type}.json")
-        if self.figure is not None and check_output(self.figure).suffix not in (".png", ".svg"):
-            raise ValueError(f"--figure must end in .png or .svg, got {self.figure}")
-        model, schedule = _load(self.model, self.device)
-        peers = installed_peers() if self.peers is None else self.peers
-        table = benchmark(
-            model, schedule, self.batch, self.steps, out, provenance(self.device), peers, self.compile, self.repeats,
-            self.seconds, self.seed, progress=not self.quiet,
-        )  # fmt: skip
-        print(format_table(table))
-        print(f"wrote {out}")
-        if self.figure is not None:
-            use_book_style()
-            plot_benchmark(table).savefig(self.figure)
-            print(f"wrote {self.figure}")
-
-
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 NO_PICTURES = {".npz", ".npy", ".pt", ".safetensors", ".zip", ".mp4", ".svg", ".txt", ".json", ".csv", ".pdf", ".avi"}
 
 COMMANDS = {
     "train": Train, "sample": Sample, "interpolate": Interpolate, "invert": Invert, "evaluate": Evaluate,
-    "judge": MakeJudge, "export": Export, "reconstruct": Reconstruct, "average": Average, "benchmark": Benchmark,
+    "judge": MakeJudge, "export": Export,
 }  # fmt: skip
 
 DESCRIPTION = """Train small diffusion models, draw images from them with DDIM, and measure how good they are.
@@ -626,7 +536,8 @@ Try first: ddimlib sample --model mnist --steps 20 --n 64 --out grid.png. `ddiml
 `ddimlib --tyro-print-completion bash` (or zsh, tcsh) prints a script that completes commands and options."""
 
 
-def _load(name: str, device: str = "cpu") -> tuple[VelocityDenoiser, NoiseSchedule]:
+def load(name: str, device: str = "cpu") -> tuple[VelocityDenoiser, NoiseSchedule]:
+    """A model and its schedule: a shipped one by name, a file's, or that of a run's folder."""
     if name in {*available(), *DATASETS}:
         return load_pretrained(name, device)
     if name.endswith(".safetensors") or Path(name).is_dir():
@@ -636,7 +547,7 @@ def _load(name: str, device: str = "cpu") -> tuple[VelocityDenoiser, NoiseSchedu
     )
 
 
-def _card_of(model: str) -> dict[str, Any]:
+def card_of(model: str) -> dict[str, Any]:
     """What is known about the model that a run started from: its name, and its card where there is one."""
     path = Path(PRETRAINED / model if model in available() else model)
     card = path / "model.json" if path.is_dir() else path.with_suffix(".json")
@@ -652,7 +563,7 @@ def _take_over(model: VelocityDenoiser, start: VelocityDenoiser) -> None:
     model.load_state_dict(weights, strict=False)
 
 
-def _test_images(data: str, root: str, n: int) -> tuple[Tensor, Tensor | None]:
+def images_of(data: str, root: str, n: int) -> tuple[Tensor, Tensor | None]:
     """The first n test images of a data set in [-1, 1], and their labels."""
     labels: Tensor | None
     if data in bundled_samples():
@@ -703,31 +614,36 @@ def parse(argv: Sequence[str]) -> Command:
     return chosen
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 after an error, 3 when it has more to do, 130 after an interruption."""
+def execute(parsed: Callable[[], Command]) -> int:
+    """Run the command that `parsed` returns; returns the exit status, see :func:`main`."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter gets a question mark
-    resumable = False
+    command = Command()
     try:
-        command = parse(sys.argv[1:] if argv is None else argv)
+        command = parsed()
         with process_group(command.device) as command.device:
-            if world_size() > 1 and not isinstance(command, Train | Sample):
+            if world_size() > 1 and not command.is_shareable():
                 raise ValueError(
                     "only train and sample can be shared by processes; start this command without torchrun"
                 )
             _check_device(command.device)
-            resumable = isinstance(command, Train | Evaluate | Reconstruct | Benchmark)
-            resumable = resumable or (isinstance(command, Sample) and Path(command.out).is_dir())
             return command.run() or 0
     except KeyboardInterrupt as interruption:
-        more = "; the same command again continues where this one stopped" if resumable else "; nothing was written"
-        print(f"\ninterrupted{more}", file=sys.stderr)
+        more = (
+            "the same command again continues where this one stopped" if command.is_resumable() else "nothing is kept"
+        )
+        print(f"\ninterrupted; {more}", file=sys.stderr)
         number = interruption.args[0] if interruption.args else 2
         return 128 + number if isinstance(number, int) else 130
     except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError, MemoryError) as error:
         print(f"error: {f'rank {rank()}: ' if world_size() > 1 else ''}{error}", file=sys.stderr)
         return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 after an error, 3 when it has more to do, 130 after an interruption."""
+    return execute(lambda: parse(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Tables measured on a trained network, with their provenance: quality against steps and η, and the round trip."""
+"""Tables measured on a trained network, with their provenance: quality against steps and η."""
 
 import time
 from collections.abc import Sequence
@@ -8,16 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddimlib.acceleration import accelerate
-from ddimlib.denoisers import LabelledDenoiser, VelocityDenoiser
-from ddimlib.inversion import invert
+from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.metrics import InceptionDistance, Judge
 from ddimlib.provenance import check_settings, model_settings
-from ddimlib.samplers import Eta, ddim, ddim_sigma, sample
+from ddimlib.samplers import Eta, ddim_sigma, sample
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.storage import check_output, digest, locked, read_json, write_json
+from ddimlib.storage import check_output, locked, read_json, write_json
 from ddimlib.timesteps import Spacing, timesteps
 
 RESULTS = Path(__file__).parent / "results"
@@ -122,78 +120,6 @@ def evaluate(
             "seconds": round(seconds, 1),
         }
         add_row(out, table, row, ("steps", "eta"))
-    return table
-
-
-def reconstruct(
-    model: VelocityDenoiser,
-    schedule: NoiseSchedule,
-    images: Tensor,
-    labels: Tensor,
-    steps: Sequence[int],
-    iterations: Sequence[int],
-    out: Path,
-    facts: dict[str, Any],
-    spacing: Spacing = "quadratic",
-    batch_size: int = 100,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Encode and decode real images for every pair (S, iterations), and measure the round trip.
-
-    The measure is the one of Song et al. 2021, table 2: the mean square error of a pixel, for pixels in [0, 1]. Written
-    and continued row by row as in :func:`evaluate`.
-
-    Args:
-        model, schedule: a network with labels, and its schedule.
-        images, labels: [N, C, H, W] in [-1, 1], and int64 [N].
-        steps, iterations: the rows are their product; 0 iterations is the explicit inverse, see :func:`ddimlib.invert`.
-        out, facts: the JSON file, and provenance, as in :func:`evaluate`.
-        spacing: see :func:`ddimlib.timesteps`; the paper's for CIFAR-10 is quadratic.
-        batch_size: images at a time.
-        progress: show a progress bar for each row.
-
-    Returns:
-        The table: "settings", "provenance", and "rows" of steps, iterations, mse (pixels in [0, 1]), norm (of a code, on
-        average; √(C H W) for noise), residual (the largest of all; null when explicit), seconds.
-
-    Raises:
-        ValueError: when the file at `out` belongs to another network, other images or another spacing.
-    """
-    if len(labels) != len(images):
-        raise ValueError(f"{len(images)} images need as many labels, got {len(labels)}")
-    if min(iterations) < 0 or batch_size < 1:
-        raise ValueError(f"iterations must be at least 0 and batch_size at least 1, got {iterations} and {batch_size}")
-    for S in steps:
-        timesteps(schedule.T, S, spacing)
-    settings = model_settings(model, schedule) | {
-        "images": digest({"images": images, "labels": labels})[:16], "samples": len(images), "spacing": spacing,
-    }  # fmt: skip
-    table = open_table(out, settings, facts)
-    device = next(model.parameters()).device
-    for S, k in missing_rows(table, steps=steps, iterations=iterations):
-        visited, begin = timesteps(schedule.T, S, spacing), time.perf_counter()
-        residuals: list[float] = []
-        squares = norms = 0.0
-        batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
-        with tqdm(total=len(batches) * 2 * S, disable=not progress, desc=f"S = {S}, {k} iterations") as bar:
-            for part, asked in batches:
-                x_0, denoiser = part.to(device), LabelledDenoiser(model, asked)
-                code = again = x_0
-                for code in invert(denoiser, schedule, x_0, visited, k, residuals):  # noqa: B007, the last one is kept
-                    bar.update()
-                for again in ddim(denoiser, schedule, code, visited):  # noqa: B007
-                    bar.update()
-                norms += float(code.flatten(1).norm(dim=1).double().sum())
-                squares += float(((again - x_0) / 2).square().double().sum())
-        row = {
-            "steps": S,
-            "iterations": k,
-            "mse": float(f"{squares / images.numel():.3g}"),
-            "norm": round(norms / len(images), 2),
-            "residual": float(f"{max(residuals):.2g}") if k else None,
-            "seconds": round(time.perf_counter() - begin, 1),
-        }
-        add_row(out, table, row, ("steps", "iterations"))
     return table
 
 

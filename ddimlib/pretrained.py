@@ -1,6 +1,6 @@
 """Trained networks: shipped ones by name, and any of your own in one safetensors file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Ve
         ValueError: when the file is damaged, or does not hold a model.
     """
     path = Path(path, "model.safetensors") if Path(path).is_dir() else Path(path)
-    tensors, facts = _read_model(path)
+    tensors, facts = read_model(path)
     betas = tensors.pop("betas")
     try:
         network = dict(facts["network"])
@@ -97,39 +97,12 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Ve
     return model.to(device).to(memory_format=torch.channels_last).eval(), schedule
 
 
-def _read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of the file of a model."""
     tensors, facts = read_tensors(path)
     if "betas" not in tensors or "network" not in facts:
         raise ValueError(f"{path} was written by ddimlib but holds no model; did you mean the file model.safetensors?")
     return tensors, facts
-
-
-def average_models(paths: Sequence[str | Path], out: str | Path) -> None:
-    """Write the model whose weights are the means of those of several models, a *soup* (Wortsman et al. 2022).
-
-    It is good when the models were trained on from one common start: each then errs in its own way, and what they have in
-    common remains. Models that were trained from different random weights have nothing in common, and neither has their mean.
-
-    Args:
-        paths: two or more files of :func:`save_model`.
-        out: the file to write.
-
-    Raises:
-        ValueError: when there are fewer than two, or their networks or schedules differ.
-    """
-    if len(paths) < 2:
-        raise ValueError(f"an average needs at least two models, got {len(paths)}")
-    files = [_read_model(path) for path in paths]
-    tensors, facts = files[0]
-    for path, (others, their_facts) in zip(paths, files, strict=True):
-        if their_facts != facts or not torch.equal(others["betas"], tensors["betas"]):
-            raise ValueError(f"{path} has another network or schedule than {paths[0]}; average models of one kind")
-    means = {
-        name: torch.stack([others[name].double() for others, _ in files]).mean(0).to(tensor.dtype)
-        for name, tensor in tensors.items()
-        if name != "betas"
-    }
-    write_tensors(out, means | {"betas": tensors["betas"]}, facts)
 
 
 def available() -> list[str]:

@@ -21,9 +21,11 @@ def provenance(device: str | torch.device = "cpu") -> dict[str, Any]:
     """Facts to be stored beside every measured number."""
     device = torch.device(device)
     processes = os.environ.get("LOCAL_WORLD_SIZE", "1")  # torchrun sets it
+    script = Path(sys.argv[0])
+    program = ["/".join(script.parts[-2:])] if script.parent.name in ("benchmarks", "tools") else ["-m", "ddimlib"]
     launcher = ["python"] if processes == "1" else ["torchrun", "--nproc-per-node", processes]
     return {
-        "command": shlex.join([*launcher, "-m", "ddimlib", *sys.argv[1:]]),
+        "command": shlex.join([*launcher, *program, *sys.argv[1:]]),
         "ddimlib": __version__,
         "torch": torch.__version__.split("+")[0],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),

@@ -588,7 +588,6 @@ COMMANDS = [
     ("invert --model model.safetensors --data mnist --steps 2 --n 0", r"--n must lie in 1\.\.200"),
     ("invert --model model.safetensors --data mnist --steps 2 --n 201", r"--n must lie in 1\.\.200"),
     ("invert --model model.safetensors --data mnist --steps 99", r"1\.\.40"),
-    ("reconstruct --model model.safetensors --data mnist --n 201", r"--n must lie in 1\.\.200"),
     ("export --model nowhere", "no model 'nowhere'"),
     ("export --model model.safetensors --out file/x.onnx", "file is not a folder"),
 ]

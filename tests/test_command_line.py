@@ -11,10 +11,12 @@ import pytest
 import torch
 from helpers import write_colour_images
 from PIL import Image
+from weights import main as tables
+from weights import reconstruct
 
 from ddimlib import __version__, evaluation, training
 from ddimlib.__main__ import main
-from ddimlib.evaluation import evaluate, evaluation_labels, reconstruct
+from ddimlib.evaluation import evaluate, evaluation_labels
 from ddimlib.metrics import Classifier, InceptionDistance, Judge
 from ddimlib.pretrained import build_model, load_model, save_model
 from ddimlib.provenance import weights_digest
@@ -202,7 +204,7 @@ def test_models_can_be_averaged(tiny_model, tmp_path):
         paths.append(tmp_path / f"model{i}.safetensors")
         paths[-1].write_bytes(tiny_model.read_bytes())
         paths[-1].with_suffix(".json").write_text(json.dumps({"data": "mnist", "steps": i}))
-    assert main(["average", *map(str, paths), "--out", str(tmp_path / "mean")]) == 0
+    assert tables(["average", *map(str, paths), "--out", str(tmp_path / "mean")]) == 0
     assert weights_digest(load_model(tmp_path / "mean" / "model.safetensors")[0]) == weights_digest(
         load_model(tiny_model)[0]
     )
@@ -424,7 +426,7 @@ def test_a_reconstruction_of_other_images_is_not_overwritten(tiny_model, tmp_pat
 def test_reconstruct_prints_its_table(tiny_model, tmp_path, capsys):
     out = tmp_path / "table.json"
     command = ["reconstruct", "--model", str(tiny_model), "--data", "mnist", "--steps", "2", "--iterations", "0", "1"]
-    assert main([*command, "--n", "3", "--out", str(out)]) == 0
+    assert tables([*command, "--n", "3", "--out", str(out)]) == 0
     assert len(json.loads(out.read_text())["rows"]) == 2
     assert "mean square" in capsys.readouterr().out
 
@@ -432,9 +434,9 @@ def test_reconstruct_prints_its_table(tiny_model, tmp_path, capsys):
 def test_reconstruct_asks_for_no_more_images_than_there_are(tiny_model, tmp_path, capsys):
     out = tmp_path / "table.json"
     for n in ("0", "201"):
-        assert main(["reconstruct", "--model", str(tiny_model), "--data", "mnist", "--n", n, "--out", str(out)]) == 2
+        assert tables(["reconstruct", "--model", str(tiny_model), "--data", "mnist", "--n", n, "--out", str(out)]) == 2
         assert f"must lie in 1..200, the number of images at hand, got {n}" in capsys.readouterr().err
-    assert main(["reconstruct", "--model", str(tiny_model), "--out", str(out)]) == 2  # whose images?
+    assert tables(["reconstruct", "--model", str(tiny_model), "--out", str(out)]) == 2  # whose images?
     assert "use one of mnist, fashion, cifar10, or a folder" in capsys.readouterr().err
     assert not out.exists()
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from weights import average_models
 
 from ddimlib import bundled_sample, load_pretrained, sample
 from ddimlib.data import DATA_LICENCES, PRETRAINED, bundled_samples
 from ddimlib.evaluation import RESULTS, evaluation_labels, load_results
 from ddimlib.metrics import Judge
-from ddimlib.pretrained import available, average_models, build_model, load_model, save_model, training_runs
+from ddimlib.pretrained import available, build_model, load_model, save_model, training_runs
 from ddimlib.provenance import weights_digest
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import read_tensors
