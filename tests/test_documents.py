@@ -37,7 +37,7 @@ def commands():
 
 @pytest.mark.parametrize("line", commands())
 def test_the_commands_are_ones_that_the_program_accepts(line):
-    assert parse(shlex.split(line)[1:])
+    assert parse(shlex.split(line, comments=True)[1:])
 
 
 # Image i depends on (seed, i) alone, so the first few stand for all ten; 1000 steps of them take seconds.
