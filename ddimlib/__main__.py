@@ -150,7 +150,9 @@ class Train(Command):
                 raise ValueError(f"--start-from brings its network with it; leave {', '.join(given)} out")
             images = with_channels(images, start[0].image_shape[0])
         num_classes = None if labels is None else int(labels.max()) + 1
-        of_the_data = {"channels": images.shape[1], "image_size": images.shape[-1], "num_classes": num_classes}
+        height, width = images.shape[2:]
+        size = width if height == width else (height, width)
+        of_the_data = {"channels": images.shape[1], "image_size": size, "num_classes": num_classes}
         network = base | of_the_data | given
         fresh = self.schedule or ("linear" if start is None else None)
         schedule = getattr(NoiseSchedule, fresh)() if fresh else start[1]  # type: ignore[index]

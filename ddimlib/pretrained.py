@@ -81,15 +81,13 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Ve
     try:
         network = dict(facts["network"])
         if sum(network.get("blocks", ())) > len(tensors):
-            raise ValueError("more blocks than tensors")
+            raise ValueError("more blocks than tensors")  # do not begin to build it
         schedule = NoiseSchedule(betas)
-        with torch.device("meta"):  # shapes alone: whatever the arguments are, no memory is taken for them
-            shapes = build_model(network, schedule).state_dict()
+        model = build_model(network, schedule)
         dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
-        check_tensors(path, tensors, shapes, dtype if dtype.is_floating_point else torch.float32)
+        check_tensors(path, tensors, model.state_dict(), dtype if dtype.is_floating_point else torch.float32)
         if bad := [name for name, value in tensors.items() if not value.isfinite().all()]:
             raise ValueError(f"{bad[0]} holds NaN or infinity")
-        model = build_model(network, schedule)
         model.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
         reason = str(error) if str(path) in str(error) else f"{path} holds no model that can be built ({error})"

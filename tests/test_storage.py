@@ -136,7 +136,7 @@ def test_what_cannot_be_written_is_known_beforehand_and_nothing_is_left(tmp_path
 
 
 def test_a_lock_is_held_by_one_at_a_time(tmp_path):
-    with locked(tmp_path / "f"), pytest.raises(OSError, match="another process is at work on .*f; wait"):  # noqa: SIM117
+    with locked(tmp_path / "f"), pytest.raises(OSError, match=r"another process is at work on .*f; wait"):  # noqa: SIM117
         with locked(tmp_path / "f", wait=False):
             pytest.fail("both held it")
     with locked(tmp_path / "f", wait=False):
