@@ -64,7 +64,9 @@ def test_a_table_of_speed_belongs_to_a_network_of_the_shipped_ones_size(path):
 
 
 # "-last" is of the last step's weights, which are not shipped: see chapter 11
-QUALITY = sorted(p for p in RESULTS.glob("*.json") if not p.stem.startswith((SPEED, "trace-")) and not p.stem.endswith("-last"))
+QUALITY = sorted(
+    p for p in RESULTS.glob("*.json") if not p.stem.startswith((SPEED, "trace-")) and not p.stem.endswith("-last")
+)
 
 
 @pytest.mark.parametrize("path", QUALITY, ids=lambda path: path.stem)
