@@ -184,7 +184,7 @@ def show_rows(rows: Mapping[str, Tensor], title: str | None = None, width: float
 
 
 def plot_benchmark(table: Mapping[str, Any]) -> Figure:
-    """Draw a table of :func:`ddimlib.benchmark.benchmark`: the time of each sampler, in units of our plain one's.
+    """Draw a table of `benchmarks/sampler.py`: the time of each sampler, in units of our plain one's.
 
     A panel for each batch size, a marker for each number of steps, bars from quartile to quartile.
     """
