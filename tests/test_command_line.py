@@ -1,6 +1,7 @@
 """The command line: what it writes, what it says when something is wrong, and that it can be interrupted."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from ddimlib.pretrained import build_model, load_model, save_model
 from ddimlib.provenance import weights_digest
 from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
+from ddimlib.storage import read_tensors
 from ddimlib.timesteps import timesteps
 
 TINY = {"widths": (8, 8, 8), "blocks": (1, 1, 1), "num_classes": 10}
@@ -223,6 +225,93 @@ def test_training_can_start_from_the_weights_of_a_model(mnist_root, tiny_model, 
     assert main([*arguments, "--start-from", str(first), "--learning-rate", "0"]) == 0
     assert weights_digest(load_model(out / "model.safetensors")[0]) == weights_digest(load_model(tiny_model)[0])
     assert json.loads((out / "model.json").read_text())["started_from"] == {"model": str(first), "steps": 7}
+
+
+SMALL = ["--widths", "8", "8", "8", "--blocks", "1", "1", "1", "--batch-size", "8", "--quiet"]
+
+
+def test_a_model_trained_further_keeps_its_weights_and_its_grey_and_gets_the_classes_of_the_data(tiny_model, tmp_path):
+    write_colour_images(tmp_path / "things", size=28)
+    arguments = ["train", str(tmp_path / "things"), "--start-from", str(tiny_model), "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--steps", "1", "--batch-size", "8", "--learning-rate", "0", "--quiet"]) == 0
+    model, before = load_model(tmp_path / "run")[0], load_model(tiny_model)[0]
+    assert (model.image_shape, model.num_classes) == ((1, 28, 28), 2)
+    theirs = before.state_dict()
+    same = [torch.equal(value, theirs[name]) for name, value in model.state_dict().items() if "label" not in name]
+    assert len(same) > 20
+    assert all(same)
+
+
+def test_pictures_without_classes_are_trained_on_with_the_schedule_asked_for_and_extended(tmp_path):
+    for i in range(9):
+        path = tmp_path / "flat" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (16, 16), 20 * i).save(path)
+    arguments = ["train", str(tmp_path / "flat"), "--schedule", "cosine", "--out", str(tmp_path / "run"), *SMALL]
+    assert main([*arguments, "--steps", "2"]) == 0
+    model, schedule = load_model(tmp_path / "run")
+    assert (model.image_shape, model.num_classes) == ((1, 16, 16), None)
+    assert schedule.same_as(NoiseSchedule.cosine())
+    assert main([*arguments, "--steps", "4"]) == 2
+    assert main([*arguments, "--steps", "4", "--extend"]) == 0
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["steps"] == 4
+    assert main(sampling(tmp_path / "run", tmp_path / "a.png")) == 0  # a run's folder stands for its model
+
+
+def test_the_length_of_a_run_is_chosen_to_fit_and_kept(tmp_path, capsys):
+    write_colour_images(tmp_path / "things", size=8)
+    out = tmp_path / "run"
+    arguments = ["train", str(tmp_path / "things"), "--fit-minutes", "0.5", "--out", str(out), *SMALL]
+    assert main([*arguments, "--minutes", "0"]) == 3
+    steps = read_tensors(out / "checkpoint.safetensors")[1]["settings"]["config"]["steps"]
+    assert f"{steps} steps fit into 0.5 minutes" in capsys.readouterr().out
+    assert main([*arguments, "--minutes", "0"]) == 3
+    assert f"unfinished: 2 of {steps} steps" in capsys.readouterr().err
+
+
+def test_a_film_shows_how_the_images_form(tiny_model, tmp_path):
+    for name, kind in (("a.gif", []), ("b.webp", ["--kind", "film"])):
+        assert main(sampling(tiny_model, tmp_path / name, "--steps", "3", *kind)) == 0
+        film = Image.open(tmp_path / name)
+        assert film.n_frames == 4
+        assert film.size == (3 * (2 * 30 + 2), 3 * 32)
+
+
+def test_pictures_of_their_own_and_other_formats(tiny_model, tmp_path):
+    assert main(sampling(tiny_model, tmp_path / "all", "--kind", "pictures", "--scale", "2")) == 0
+    assert [path.name for path in sorted((tmp_path / "all").iterdir())] == ["00000.png", "00001.png"]
+    assert picture(tmp_path / "all" / "00000.png").shape == (56, 56)
+    assert main(sampling(tiny_model, tmp_path / "a.jpg")) == 0
+    assert Image.open(tmp_path / "a.jpg").format == "JPEG"
+
+
+def test_interpolation_and_inversion_draw_their_rows(tiny_model, tmp_path, capsys):
+    common = ["--model", str(tiny_model), "--steps", "2", "--scale", "1", "--quiet"]
+    assert main(["interpolate", *common, "--n", "5", "--label", "3", "--out", str(tmp_path / "a.png")]) == 0
+    assert picture(tmp_path / "a.png").shape == (32, 5 * 30 + 2)
+    assert main(["invert", *common, "--data", "mnist", "--n", "3", "--out", str(tmp_path / "b.png")]) == 0
+    assert picture(tmp_path / "b.png").shape == (3 * 30 + 2, 3 * 30 + 2)
+    assert "mean square error" in capsys.readouterr().out
+
+
+def test_what_begins_again_does_not_promise_to_continue(tiny_model, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddimlib.__main__.sample", interrupted)
+    monkeypatch.setattr("ddimlib.distributed.sample", interrupted)
+    assert main(sampling(tiny_model, tmp_path / "a.png")) == 130
+    assert "nothing is kept" in capsys.readouterr().err
+    assert main(sampling(tiny_model, tmp_path / "folder")) == 130
+    assert "continues where this one stopped" in capsys.readouterr().err
+
+
+def test_an_ascii_terminal_shows_what_it_can(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "ddimlib", "sample", "--model", "nirgends-ᾱ"]
+    run = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.startswith(b"error: no model")
 
 
 def test_interrupted_training_says_how_to_go_on(mnist_root, tmp_path, monkeypatch, capsys):

@@ -613,6 +613,52 @@ def test_the_train_command_survives_the_death_of_a_rank(tmp_path):
     assert (tmp_path / "b" / "rank-1.out").read_text() == ""
 
 
+def test_running_out_of_minutes_is_no_failure_to_torchrun(tmp_path):
+    arguments = ["train", "mnist", "--out", str(tmp_path / "run"), "--batch-size", "12", "--device", "cpu", "--quiet"]
+    statuses, errors = in_processes(2, tmp_path / "a", command_that_dies, [*arguments, "--minutes", "0"], -1)
+    assert statuses == [0, 0], errors
+    assert errors[0].startswith("unfinished: 1 of 6 steps")
+
+
+def test_a_larger_n_continues_and_a_smaller_one_is_refused(model_path, whole, tmp_path):
+    draw(model_path, tmp_path, replace(CONFIG, n=18))
+    before = stamps(tmp_path)
+    draw(model_path, tmp_path)
+    assert shards(tmp_path) == shards(whole)
+    assert {name: stamps(tmp_path)[name] for name in before} == before
+    assert torch.equal(load_samples(tmp_path)[0], load_samples(whole)[0])
+    with pytest.raises(ValueError, match="holds n = 57 images, more than 18"):
+        draw(model_path, tmp_path, replace(CONFIG, n=18))
+
+
+def test_a_file_in_the_place_of_another_is_found(model_path, whole, tmp_path):
+    draw(model_path, tmp_path)
+    (tmp_path / NAMES[0]).write_bytes((tmp_path / NAMES[1]).read_bytes())
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=f"{NAMES[0]} does not hold the images 0 to 7"):
+        draw(model_path, tmp_path)
+
+
+def test_two_runs_on_one_folder_draw_the_same(model_path, whole, tmp_path):
+    """A second run that begins while the first is at work neither harms it nor is harmed."""
+    draw(model_path, tmp_path / "out", replace(CONFIG, n=25))
+    (tmp_path / "out" / NAMES[1]).unlink()
+    original, called = distributed.write_tensors, []
+
+    def meanwhile(path, *rest):
+        if not called:
+            called.append(draw(model_path, tmp_path / "out", replace(CONFIG, n=25)))
+        original(path, *rest)
+
+    distributed.write_tensors = meanwhile
+    try:
+        draw(model_path, tmp_path / "out", replace(CONFIG, n=25))
+    finally:
+        distributed.write_tensors = original
+    assert shards(tmp_path / "out") == {name: shards(whole)[name] for name in NAMES[:4]}
+    assert len(load_samples(tmp_path / "out")[0]) == 25
+
+
 # --- GPUs ------------------------------------------------------------------------------------------------------------
 
 
