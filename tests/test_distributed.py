@@ -647,7 +647,8 @@ def test_two_runs_on_one_folder_draw_the_same(model_path, whole, tmp_path):
 
     def meanwhile(path, *rest):
         if not called:
-            called.append(draw(model_path, tmp_path / "out", replace(CONFIG, n=25)))
+            called.append(path)
+            draw(model_path, tmp_path / "out", replace(CONFIG, n=25))
         original(path, *rest)
 
     distributed.write_tensors = meanwhile
