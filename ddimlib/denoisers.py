@@ -30,6 +30,7 @@ class VelocityDenoiser(nn.Module):
     def __init__(self, network: UNet, schedule: NoiseSchedule) -> None:
         super().__init__()
         self.network: UNet = network
+        self.schedule = schedule
         # tables on the network's device: looking t up must not wait for the host
         self.register_buffer("signal", schedule.alpha_bar.sqrt().float(), persistent=False)
         self.register_buffer("sigma", (1 - schedule.alpha_bar).sqrt().float(), persistent=False)
