@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ddimlib.denoisers import VelocityDenoiser
@@ -77,7 +78,8 @@ def _store_as_float16(file: "onnx.ModelProto") -> None:
     casts = []
     for weight in file.graph.initializer:
         values = numpy_helper.to_array(weight)
-        half = values.astype("float16")
+        with np.errstate(over="ignore"):  # what is too large becomes infinity, and stays as it was
+            half = values.astype("float16")
         if weight.data_type == TensorProto.FLOAT and (half.astype("float32") == values).all():
             name = weight.name
             weight.CopyFrom(numpy_helper.from_array(half, f"{name}.float16"))

@@ -9,7 +9,6 @@ that returns it, and name it in FIGURES.
 
 import argparse
 import itertools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -121,7 +120,9 @@ def eta() -> Figure:
         spread = x_0.unflatten(0, (2, COLUMNS)).std(1).square().mean().sqrt()
         return x_0, f"pixels of one row differ by {spread:.2f} (standard deviation)"
 
-    return Figure([Slider("η", [f"{value:g}" for value in etas], 0), Slider("steps S", [str(S) for S in counts], 2)], draw)
+    return Figure(
+        [Slider("η", [f"{value:g}" for value in etas], 0), Slider("steps S", [str(S) for S in counts], 2)], draw
+    )
 
 
 def slerp_lerp() -> Figure:
@@ -154,7 +155,9 @@ def round_trip() -> Figure:
         code = last(invert(denoiser, schedule, images, visited, list(ways.values())[i]))
         decoded = last(ddim(denoiser, schedule, code, visited))
         error = decoded - images
-        remark = f"error of a pixel {error.square().mean().sqrt():.3f}, spread of the code {code.std():.2f} (true noise: 1)"
+        remark = (
+            f"error of a pixel {error.square().mean().sqrt():.3f}, spread of the code {code.std():.2f} (true noise: 1)"
+        )
         return torch.cat([images, code, decoded, error]), remark
 
     return Figure([Slider("inversion", list(ways), 0), Slider("steps S", [str(S) for S in counts], 3)], draw)

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 from docutils import nodes
-from docutils.parsers.rst.directives.images import Figure
+from sphinx.directives.patches import Figure  # docutils' own gives :name: to the image
 
 STATIC = Path(__file__).resolve().parents[1] / "_static" / "play"
 
