@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers import SPACINGS, last
+from helpers import SPACINGS
 from test_site import LAPTOP, PHONE, ROOT, SITE, Visitor, browser, origin  # noqa: F401, browser and origin are fixtures
 
 from ddimlib import (
@@ -16,6 +16,7 @@ from ddimlib import (
     SeededNoise,
     ddim,
     invert,
+    last,
     lerp,
     load_pretrained,
     sample_seeds,
@@ -139,16 +140,16 @@ def both(tab, networks, name, S, spacing, eta, guidance, labels):
     """x_0 by the page's sampler and by the library's, from the same x_T and step noise."""
     model, schedule = networks[name]
     n = len(labels)
-    source = SeededNoise(sample_seeds(S, n))
+    source = SeededNoise.from_seed(S, n)
     x_T = source.draw((1, 28, 28))
     noise = torch.stack([source.draw((1, 28, 28)) for _ in range(S)])
     arguments = [name, S, spacing, eta, guidance, labels, numbers(x_T), [numbers(z) for z in noise]]
     ours = tab.evaluate(SAMPLE, arguments)
     denoiser = model
     if guidance is not None:
-        denoiser = GuidedDenoiser(model, torch.tensor(labels), guidance)
+        denoiser = GuidedDenoiser(model, labels, guidance)
     elif labels[0] is not None:
-        denoiser = LabelledDenoiser(model, torch.tensor(labels))
+        denoiser = LabelledDenoiser(model, labels)
     return ours, last(ddim(denoiser, schedule, x_T, timesteps(schedule.T, S, spacing), eta, noise))
 
 
@@ -168,9 +169,7 @@ def test_the_same_without_a_class_and_with_the_other_network(modules, networks):
 @pytest.mark.parametrize("iterations", [0, 2])
 def test_the_same_picture_has_the_same_code(modules, networks, iterations):
     model, schedule = networks["mnist"]
-    x_0 = last(
-        ddim(LabelledDenoiser(model, torch.tensor([4])), schedule, SeededNoise([0]).draw((1, 28, 28)), [1000, 500])
-    )
+    x_0 = last(ddim(LabelledDenoiser(model, [4]), schedule, SeededNoise([0]).draw((1, 28, 28)), [1000, 500]))
     ours = modules.evaluate(
         """async ([x_0, iterations]) => {
           const { network, schedule } = await d.pretrained("mnist");
@@ -179,8 +178,8 @@ def test_the_same_picture_has_the_same_code(modules, networks, iterations):
         }""",
         [numbers(x_0), iterations],
     )
-    denoiser = LabelledDenoiser(model, torch.tensor([4]))
-    theirs = last(invert(denoiser, schedule, x_0, timesteps(schedule.T, 10), iterations))
+    denoiser = LabelledDenoiser(model, [4])
+    theirs = last(invert(denoiser, schedule, x_0, 10, iterations))
     assert largest_difference(ours, theirs) < 1e-4
 
 

@@ -18,11 +18,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ddimlib import LabelledDenoiser, bundled_sample, ddim, invert, lerp, load_pretrained, slerp, timesteps
-from ddimlib.latents import SeededNoise, sample_seeds
+from ddimlib import (
+    LabelledDenoiser,
+    SeededNoise,
+    bundled_sample,
+    ddim,
+    invert,
+    last,
+    lerp,
+    load_pretrained,
+    slerp,
+    timesteps,
+)
+from ddimlib.denoisers import predict_noise
 from ddimlib.plotting import image_grid
 from ddimlib.provenance import provenance
-from ddimlib.samplers import evaluate
 from ddimlib.storage import write_json
 
 FOLDER = Path(__file__).resolve().parent.parent / "book" / "_static" / "play"
@@ -51,11 +61,6 @@ class Figure:
     draw: Callable[..., tuple[Tensor, str]]
 
 
-def last(states) -> Tensor:
-    *_, x = states
-    return x
-
-
 @cache
 def network():
     return load_pretrained("mnist")
@@ -70,7 +75,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def noise(seed: int, n: int = COLUMNS) -> Tensor:
-    return SeededNoise(sample_seeds(seed, n)).draw((1, 28, 28))
+    return SeededNoise.from_seed(seed, n).initial((1, 28, 28))
 
 
 def forward() -> Figure:
@@ -83,7 +88,7 @@ def forward() -> Figure:
         x_t = schedule.add_noise(images, times[i], noise(0))
         guess = images
         if times[i] > 0:
-            eps = evaluate(LabelledDenoiser(model, labels), x_t, times[i])
+            eps = predict_noise(LabelledDenoiser(model, labels), x_t, times[i])
             guess = schedule.predict_x0(x_t, times[i], eps)
         share = schedule.alpha_bar[times[i]]
         return torch.cat([x_t, guess]), f"{share.sqrt():.2f} of the image and {(1 - share).sqrt():.2f} of the noise"
@@ -115,8 +120,8 @@ def eta() -> Figure:
 
     def draw(i: int, j: int) -> tuple[Tensor, str]:
         x_T = noise(2, 2).repeat_interleave(COLUMNS, 0)
-        z = SeededNoise(sample_seeds(3, 2 * COLUMNS))
-        x_0 = last(ddim(model, schedule, x_T, timesteps(schedule.T, counts[j]), etas[i], z))
+        z = SeededNoise.from_seed(3, 2 * COLUMNS)
+        x_0 = last(ddim(model, schedule, x_T, counts[j], etas[i], z))
         spread = x_0.unflatten(0, (2, COLUMNS)).std(1).square().mean().sqrt()
         return x_0, f"pixels of one row differ by {spread:.2f} (standard deviation)"
 
@@ -135,7 +140,7 @@ def slerp_lerp() -> Figure:
     def draw(i: int, j: int) -> tuple[Tensor, str]:
         a, b = noise(4), noise(5)
         x_T = torch.cat([slerp(a, b, weights[j]), lerp(a, b, weights[j])])
-        x_0 = last(ddim(list(denoisers.values())[i], schedule, x_T, timesteps(schedule.T, 20)))
+        x_0 = last(ddim(list(denoisers.values())[i], schedule, x_T, 20))
         lengths = [half.flatten(1).norm(dim=1).mean() / 28 for half in x_T.chunk(2)]
         return x_0, f"length of the latent: {lengths[0]:.2f} above, {lengths[1]:.2f} below (true noise: 1)"
 
@@ -150,10 +155,9 @@ def round_trip() -> Figure:
     counts = [2, 3, 5, 10, 20, 50, 100]
 
     def draw(i: int, j: int) -> tuple[Tensor, str]:
-        visited = timesteps(schedule.T, counts[j])
         denoiser = LabelledDenoiser(model, labels)
-        code = last(invert(denoiser, schedule, images, visited, list(ways.values())[i]))
-        decoded = last(ddim(denoiser, schedule, code, visited))
+        code = last(invert(denoiser, schedule, images, counts[j], list(ways.values())[i]))
+        decoded = last(ddim(denoiser, schedule, code, counts[j]))
         error = decoded - images
         remark = (
             f"error of a pixel {error.square().mean().sqrt():.3f}, spread of the code {code.std():.2f} (true noise: 1)"
