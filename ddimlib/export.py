@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.denoisers import PredictionDenoiser
 from ddimlib.storage import write_atomically
 
 if TYPE_CHECKING:
     import onnx
 
 
-def export_onnx(model: VelocityDenoiser, path: str | Path) -> None:
+def export_onnx(model: PredictionDenoiser, path: str | Path) -> None:
     """Write eps = model(x, t, labels) to one ONNX file, atomically.
 
     The file's inputs are `x` float32 [B, C, H, W], `t` int64 [B] in 1..T and, for a network with classes, `labels` int64 [B]
@@ -27,11 +27,12 @@ def export_onnx(model: VelocityDenoiser, path: str | Path) -> None:
     is loaded: half the size, the same numbers.
 
     Args:
-        model: as from :func:`ddimlib.load_pretrained`, on any device; it is left as it was.
+        model: a network with its schedule, as from :func:`ddimlib.load_pretrained`, on any device; it is left as it was.
         path: the file to write; one that is there is replaced.
 
     Raises:
         ModuleNotFoundError: before any work, when onnx or onnxscript is not installed.
+        ValueError: when the model does not know its schedule.
     """
     try:
         import onnx
@@ -40,6 +41,11 @@ def export_onnx(model: VelocityDenoiser, path: str | Path) -> None:
         raise ModuleNotFoundError(
             f"exporting needs the package {error.name}; install what it needs with: pip install onnx onnxscript"
         ) from error
+    schedule = model.schedule
+    if schedule is None:
+        raise ValueError(
+            "this model does not know its schedule, which a sampler needs; pass it when wrapping the network"
+        )
     model = copy.deepcopy(model).cpu().eval()
     # an example of batch 2, because the exporter takes a size of 1 for a constant
     example = {"x": torch.zeros(2, *model.image_shape), "t": torch.ones(2, dtype=torch.int64)}
@@ -62,7 +68,7 @@ def export_onnx(model: VelocityDenoiser, path: str | Path) -> None:
     file = program.model_proto
     _store_as_float16(file)
     facts = {
-        "betas": model.schedule.beta[1:].tolist(),
+        "betas": schedule.beta[1:].tolist(),
         "image_shape": model.image_shape,
         "num_classes": model.num_classes,
     }

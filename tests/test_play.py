@@ -86,7 +86,8 @@ def build(folder, text):
     """A site of one page with {play}, without the book's theme."""
     (folder / "conf.py").write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT / 'book' / '_ext')!r})\n"
-        "extensions = ['myst_parser', 'play']\nhtml_static_path = ['book/_static']\nhtml_favicon = 'book/_static/favicon.svg'\nnumfig = True\n"
+        "extensions = ['myst_parser', 'play']\nhtml_static_path = ['book/_static']\n"
+        "html_favicon = 'book/_static/favicon.svg'\nnumfig = True\n"
     )
     if not (folder / "book").exists():
         (folder / "book").symlink_to(ROOT / "book")

@@ -69,12 +69,14 @@ def test_the_schedule_is_the_librarys(modules, networks):
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_the_timesteps_are_the_librarys_for_every_S(modules, spacing):
-    for T in (1, 2, 10, 1000):
+def test_the_timesteps_are_the_librarys_(modules, spacing):
+    for T, counts in [(T, range(1, T + 1)) for T in (1, 2, 10, 97)] + [
+        (1000, [*range(1, 101), 250, 501, 750, 999, 1000])
+    ]:
         ours = modules.evaluate(
-            "([T, spacing]) => Array.from({length: T}, (_, i) => d.timesteps(T, i + 1, spacing))", [T, spacing]
+            "([T, counts, spacing]) => counts.map((S) => d.timesteps(T, S, spacing))", [T, list(counts), spacing]
         )
-        assert ours == [timesteps(T, S, spacing) for S in range(1, T + 1)]
+        assert ours == [timesteps(T, S, spacing) for S in counts]
 
 
 def test_the_seeds_and_their_noise_are_the_librarys(modules):
