@@ -16,7 +16,9 @@ export class Pad {
       this.line(this.pen);
     });
     canvas.addEventListener("pointermove", (event) => {
-      if (event.buttons) for (const part of event.getCoalescedEvents?.() ?? [event]) this.line(this.place(part));
+      if (!event.buttons) return;
+      const parts = event.getCoalescedEvents?.() ?? []; // all places since the last event, where the browser tells them
+      for (const part of parts.length ? parts : [event]) this.line(this.place(part));
     });
     canvas.addEventListener("pointerup", () => (this.pen.down = false));
     canvas.addEventListener("keydown", (event) => this.key(event));
