@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def export_onnx(model: PredictionDenoiser, path: str | Path) -> None:
     """Write eps = model(x, t, labels) to one ONNX file, atomically.
 
-    The file's inputs are `x` float32 [B, C, H, W], `t` int64 [B] in 1..T and, for a network with classes, `labels` int64 [B]
-    in 0..num_classes, where num_classes itself means "no label". Its output is `eps` [B, C, H, W]. B is free in every call.
-    A sampler also needs the schedule: `betas`, `image_shape` and `num_classes` stand as JSON in the file's metadata.
+    The file's inputs are `x` float32 [B, C, H, W], `t` int64 [B] in 1..T and, for a network with classes, `labels` int64
+    [B] in 0..num_classes, where num_classes itself means "no label". Its output is `eps` [B, C, H, W]. B is free in every
+    call. A sampler also needs the schedule: `betas`, `image_shape` and `num_classes` stand as JSON in the file's metadata.
 
-    Weights that float16 holds exactly, as those of a model saved in half precision do, are stored so and cast when the file
-    is loaded: half the size, the same numbers.
+    Weights that float16 holds exactly, as those of a model saved in half precision do, are stored so and cast when the
+    file is loaded: half the size, the same numbers.
 
     Args:
-        model: a network with its schedule, as from :func:`ddimlib.load_pretrained`, on any device; it is left as it was.
+        model: a network with its schedule, as from :func:`ddimlib.load_pretrained`, on any device; left as it was.
         path: the file to write; one that is there is replaced.
 
     Raises:

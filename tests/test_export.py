@@ -1,4 +1,4 @@
-"""A denoiser as an ONNX file: onnxruntime computes what torch does, for any batch, and finds the schedule in the file."""
+"""A denoiser as an ONNX file: onnxruntime computes what torch does, and finds the schedule in the file."""
 
 import builtins
 import json
@@ -10,6 +10,7 @@ import torch
 from helpers import randn
 
 from ddimlib import NoiseSchedule, UNet, VelocityDenoiser, load_pretrained
+from ddimlib.denoisers import PredictionDenoiser
 from ddimlib.export import export_onnx
 
 
@@ -102,3 +103,8 @@ def test_a_missing_package_is_named_before_any_work(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError, match=r"exporting needs the package onnxscript; .*pip install"):
         export_onnx(small(), tmp_path / "own.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_a_schedule_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not know its schedule"):
+        export_onnx(PredictionDenoiser(small().network), tmp_path / "own.onnx")

@@ -1,4 +1,4 @@
-"""The figures to play with: their files fit together and are what the command draws; in a browser their sliders move them."""
+"""The figures to play with: their files are what the command draws; in a browser, their sliders move them."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The page "Try it": its sampler draws what ddimlib draws, and a person can use it, with a finger, a mouse or the keyboard."""
+"""The page "Try it": its sampler draws what ddimlib draws, and a person can use it, by finger, mouse or keyboard."""
 
 import json
 import re
@@ -209,7 +209,7 @@ def test_a_wrong_formula_is_found(browser, origin, networks, right, wrong):  # n
     visitor.context.close()
 
 
-# ---- the page, as a person uses it ----------------------------------------------------------------------------------------
+# ---- the page, as a person uses it ----
 
 
 def says(tab, section, text):

@@ -2,9 +2,9 @@
 
     python tools/play.py [NAME ...]
 
-writes book/_static/play/NAME.webp, NAME.png and NAME.json, from the shipped network, on the CPU, in minutes; without a name,
-all of FIGURES. A chapter shows one with the directive {play} (book/_ext/play.py). To add a figure, write a function here
-that returns it, and name it in FIGURES.
+writes book/_static/play/NAME.webp, NAME.png and NAME.json, from the shipped network, on the CPU, in minutes; without a
+name, all of FIGURES. A chapter shows one with the directive {play} (book/_ext/play.py). To add a figure, write a function
+here that returns it, and name it in FIGURES.
 """
 
 import argparse
@@ -53,8 +53,8 @@ class Slider:
 class Figure:
     """One or two sliders, and what to draw where they stand.
 
-    draw(i) or draw(i, j) returns the images of one frame, in [-1, 1], [N, 1, H, W], laid out in rows of COLUMNS, and a remark
-    on this frame, which may be empty. The frames of all stops have the same N.
+    draw(i) or draw(i, j) returns the images of one frame, in [-1, 1], [N, 1, H, W], laid out in rows of COLUMNS, and a
+    remark on this frame, which may be empty. The frames of all stops have the same N.
     """
 
     sliders: list[Slider]

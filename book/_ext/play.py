@@ -7,8 +7,9 @@
     The caption.
     ```
 
-It is a figure like any other, with a number and a caption. Its picture is the still one; where scripts run, book/_static/play
-puts sliders under it when the reader comes near. Nothing is fetched but the strip of frames, and it works from the disk, too.
+It is a figure like any other, with a number and a caption. Its picture is the still one; where scripts run,
+book/_static/play puts sliders under it when the reader comes near. Nothing is fetched but the strip of frames, and it works
+from the disk, too.
 """
 
 import html
@@ -46,7 +47,7 @@ def add_script(app, pagename, templatename, context, doctree):
     """Only on pages that have such a figure."""
     if doctree is not None and any("play" in figure["classes"] for figure in doctree.findall(nodes.figure)):
         app.add_css_file("play/play.css")
-        # .mjs because the theme would put every .js of _static into every page; it is no module, which could not run from disk
+        # .mjs because the theme would put every .js of _static into every page; no module, which could not run from the disk
         app.add_js_file("play/play.mjs", loading_method="defer")
 
 

@@ -133,12 +133,12 @@ class Section {
     if (!this.form.reportValidity()) return;
     const button = $(".try-stop", this.root);
     button.disabled = false;
-    this.root.classList.add("try-busy");
+    this.status.ariaBusy = "true"; // a screen reader waits for how it ends
     const token = (this.token = {});
     const end = await this.draw();
     if (token !== this.token) return; // this section is at the next run already
     button.disabled = true;
-    this.root.classList.remove("try-busy");
+    this.status.ariaBusy = "false";
     if (end.kind === "stopped") this.status.textContent = "Stopped.";
     if (end.kind === "error") this.status.textContent = `The network could not go on: ${end.message}`;
     if (end.kind === "done") this.status.textContent = end.text;
@@ -388,6 +388,7 @@ class Draw extends Section {
 // ---- start ----------------------------------------------------------------------------------------------------------------
 
 const status = $("#try-status");
+const STILL = "The pictures below show what it does.";
 let sections = [];
 
 async function load(wanted) {
@@ -400,12 +401,13 @@ async function load(wanted) {
     if (share === 1) status.textContent = `${(bytes / 1e6).toFixed(0)} MB are here; starting the network.`;
   });
   bar.hidden = true;
+  status.textContent = "";
   if (end.kind !== "done") {
-    status.textContent = `The network could not be started: ${end.message}. The pictures below show what it does.`;
+    if (end.kind === "error") status.textContent = `The network could not be started: ${end.message}. ${sections.length ? "" : STILL}`;
+    $(`[name=network][value=${name}]`).checked = true;
     return false;
   }
   [name, classes] = [wanted, end.classes];
-  status.textContent = "";
   return true;
 }
 
