@@ -175,10 +175,12 @@ class FakeGraphs:
 
 
 def write_colour_images(folder: Path, classes: str = "ab", size: int = 32, per_class: int = 4) -> None:
-    """Random images, where ImageFolder finds them."""
+    """Random images, each class around a colour of its own, where ImageFolder finds them."""
     generator = np.random.default_rng(0)
+    colours = generator.integers(0, 200, (len(classes), 3))
     for part in ("train", "test"):
         for k in range(len(classes) * per_class):
             path = folder / part / classes[k % len(classes)] / f"{k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+            pixels = colours[k % len(classes)] + generator.integers(0, 56, (size, size, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
