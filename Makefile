@@ -10,7 +10,7 @@ HERE := $(dir $(firstword $(MAKEFILE_LIST)))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SITE := _build/html/index.html
-SOURCES := _config.yml _toc.yml $(wildcard book/*.* book/*/*.* ddimlib/*.py)
+SOURCES := _config.yml _toc.yml package-lock.json $(wildcard book/*.* book/*/*.* book/*/*/*.* ddimlib/*.py)
 PORT ?= 8000
 NB ?=
 LAB ?=
@@ -170,16 +170,16 @@ $(COLOUR)/grid-%/manifest.json: $(COLOUR)/model.safetensors
 	$(BIN)/python -m ddimlib sample --model $(COLOUR)/$*.safetensors --labels 0 1 2 3 4 5 6 7 8 9 --n 80 --batch-size 80 \
 	    --steps $(GRID_STEPS) --out $(@D)
 
-# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test,bench]", then this, then `make test`.
+# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,export,test,bench]", then this, then `make test`.
 pins:  ## Write the versions installed in .venv to constraints.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[book,test,bench]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[book,export,test,bench]"
 	( echo "# The exact versions that the tests passed with; written by 'make pins'."; \
 	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -e 's/+.*//' -e '/^pip==/d' ) > constraints.new
 	mv constraints.new constraints.txt
 	touch $(STAMP)
 
 clean:  ## Remove what was built (not .venv)
-	rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf _build .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -192,6 +192,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
 	    || { echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c constraints.txt
-	$(BIN)/uv pip install --python $(BIN)/python -e ".[book,test]" -c constraints.txt
+	$(BIN)/uv pip install --python $(BIN)/python -e ".[book,export,test]" -c constraints.txt
 	$(BIN)/python -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY $(OMP_WAIT_POLICY) > /dev/null
 	touch $@
