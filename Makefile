@@ -1,14 +1,21 @@
 # `make help` lists the targets. Each makes .venv first when it is missing, or when the dependencies changed;
 # nothing needs to be activated.
 
+# Threads that wait give their core away: spinning ones slow a busy machine down tenfold.
+export OMP_WAIT_POLICY = passive
+
 PYTHON ?= python3
 VENV ?= .venv
+HERE := $(dir $(firstword $(MAKEFILE_LIST)))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SITE := _build/html/index.html
 SOURCES := _config.yml _toc.yml package-lock.json $(wildcard book/*.* book/*/*.* book/*/*/*.* ddimlib/*.py)
 PORT ?= 8000
 NB ?=
+LAB ?=
+# `make gpu` installs nothing: it takes .venv if there is one, else a Python that has what is needed.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 
 # How the shipped networks and tables are made (`make weights`).
 NETWORKS ?= mnist fashion
@@ -63,15 +70,17 @@ check: $(STAMP)  ## Lint, formatting and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-gpu: test  ## On a machine with a CUDA GPU: every test and notebook there, then the sampler's times
-	$(BIN)/uv pip install --python $(BIN)/python -e ".[bench]" -c constraints.txt
-	$(BIN)/python -m ddimlib benchmark --device cuda --out ddimlib/results/benchmark-cuda.json
+gpu:  ## On a machine with a CUDA GPU, online or not: library and notebooks there (GPU_PYTHON=python3), the sampler's times
+	TQDM_DISABLE=1 $(GPU_PYTHON) -m pytest tests --ignore=tests/test_site.py
+	TQDM_DISABLE=1 $(GPU_PYTHON) -m pytest book --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+	    --nbval-cell-timeout 600
+	$(GPU_PYTHON) benchmarks/sampler.py --device cuda --out ddimlib/results/benchmark-cuda.json
 
-lab: $(STAMP)  ## Open the chapters in JupyterLab
-	$(BIN)/jupyter-lab book
+lab: $(STAMP)  ## Open the chapters in JupyterLab (LAB="--no-browser --port 9999" passes options on)
+	$(BIN)/jupyter-lab book $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
-serve: $(SITE)  ## Serve the built site on localhost (PORT=8000)
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+serve: $(SITE)  ## Serve the built site on localhost, at PORT=8000 or the next free one
+	$(BIN)/python tools/serve.py _build/html $(PORT)
 
 run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/05-few-steps.ipynb; default: all)
 	TQDM_DISABLE=1 $(BIN)/python tools/run_notebooks.py $(NB)
@@ -101,7 +110,7 @@ $(RUNS)/mnist-second/model.safetensors $(RUNS)/mnist-third/model.safetensors: $(
 $(RUNS)/mnist-second/model.safetensors: OPTIONS = --no-warp --steps 2500 --learning-rate 1.5e-3
 $(RUNS)/mnist-third/model.safetensors: OPTIONS = --no-warp --steps 10000 --learning-rate 5e-3 --ema 0.9998
 $(RUNS)/mnist/model.safetensors: $(RUNS)/mnist-second/quality.json $(RUNS)/mnist-third/quality.json
-	$(BIN)/python -m ddimlib average $(^:quality.json=model.safetensors) --out $(@D)
+	$(BIN)/python $(HERE)tools/weights.py average $(^:quality.json=model.safetensors) --out $(@D)
 
 $(RUNS)/fashion-first/model.safetensors: OPTIONS = --steps 4500
 $(RUNS)/fashion/model.safetensors: $(RUNS)/fashion-first/model.safetensors
@@ -140,7 +149,7 @@ $(RUNS)/%/eta.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
-	$(BIN)/python -m ddimlib reconstruct --model $< --data $* --root $(DATA) --n $(IMAGES) --batch-size 100 \
+	$(BIN)/python $(HERE)tools/weights.py reconstruct --model $< --data $* --root $(DATA) --n $(IMAGES) --batch-size 100 \
 	    --steps $(RECONSTRUCTION_STEPS) --iterations 0 3 --out $(@:.json=.part.json)
 	mv $(@:.json=.part.json) $@
 
@@ -184,4 +193,5 @@ $(STAMP): pyproject.toml constraints.txt
 	    || { echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c constraints.txt
 	$(BIN)/uv pip install --python $(BIN)/python -e ".[book,export,test]" -c constraints.txt
+	$(BIN)/python -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY $(OMP_WAIT_POLICY) > /dev/null
 	touch $@
