@@ -6,6 +6,7 @@ from pathlib import Path
 
 from docutils import nodes
 from PIL import Image
+from twins import with_twin
 
 # The theme and its companions bring these to every page; nothing here uses them.
 UNUSED = re.compile(r"thebe|design-tabs", re.IGNORECASE)
@@ -31,22 +32,32 @@ def description(doctree: nodes.document, limit: int = 200) -> str:
 
 
 @cache
-def size(path: Path) -> tuple[int, int]:
+def paper(path: Path) -> tuple[int, int, bool]:
+    """A picture's width, its height, and whether it is drawn on white."""
     with Image.open(path) as image:
-        return image.size
+        return *image.size, image.convert("RGBA").getpixel((0, 0)) == (255, 255, 255, 255)
 
 
-def prepare_images(body: str, sources: dict[str, Path]) -> str:
-    """Say how large a picture is before it is there, so that nothing jumps, and fetch all but the first when they come near."""
+def prepare_images(app, body: str) -> str:
+    """Say how large a picture is before it is there, so that nothing jumps; fetch all but the first when they come near."""
+    sources = {name: Path(app.srcdir, source) for source, name in app.builder.images.items()}
     first = True
 
     def prepared(found: re.Match) -> str:
         nonlocal first
-        attributes, path = found[1], sources.get(found[2].rsplit("/", 1)[-1])
-        if path and path.suffix in RASTER and not re.search(r"\b(width|height)[=:]", attributes):
-            attributes += ' width="{}" height="{}"'.format(*size(path))
+        attributes, name = found[1].rstrip(" /"), found[2].rsplit("/", 1)[-1]
         lazily, first = "" if first else ' loading="lazy"', False
-        return f'<img{attributes.rstrip(" /")}{lazily} decoding="async">'
+        image = f'<img{attributes}{lazily} decoding="async">'
+        if pair := with_twin(app, name, image):
+            return pair
+        path = sources.get(name)
+        if path and path.suffix in RASTER:
+            width, height, white = paper(path)
+            if not re.search(r"\b(width|height)[=:]", attributes):
+                image = image.replace("<img", f'<img width="{width}" height="{height}"', 1)
+            if white:
+                image = re.sub(r'class="', 'class="paper ', image) if "class=" in image else image.replace("<img", '<img class="paper"', 1)
+        return image
 
     return IMAGE.sub(prepared, body)
 
@@ -60,8 +71,7 @@ def on_page(app, pagename, templatename, context, doctree):
     context["metatags"] = context.get("metatags", "")
     if doctree:
         context["description"] = description(doctree)
-        sources = {name: Path(app.srcdir, source) for source, name in app.builder.images.items()}
-        context["body"] = prepare_images(context["body"], sources)
+        context["body"] = prepare_images(app, context["body"])
 
 
 def setup(app):

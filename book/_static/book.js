@@ -4,16 +4,22 @@
 const root = document.documentElement;
 const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
-// --- Formulas that are wider than their place can be scrolled by keyboard, and only those are stops of the Tab key.
+// --- What is wider than its place is marked, for the style sheet to show it, and can be scrolled by keyboard; only that is a stop of the Tab key.
+
+const KINDS = { ".formula": "Formula", pre: "Code", ".pst-scrollable-table-container, .output.text_html": "Table" };
 
 function markScrollable() {
-  for (const box of document.querySelectorAll(".bd-article .formula, .bd-article .output.text_html")) {
-    if (box.scrollWidth > box.clientWidth + 1) {
-      box.tabIndex = 0;
-      box.setAttribute("role", "group");
-      box.setAttribute("aria-label", box.matches(".formula") ? "Formula, scrolls sideways" : "Table, scrolls sideways");
-    } else {
-      for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+  for (const [selector, kind] of Object.entries(KINDS)) {
+    for (const box of document.querySelectorAll(`.bd-article :is(${selector})`)) {
+      const scrolls = box.scrollWidth > box.clientWidth + 1;
+      box.classList.toggle("scrolls", scrolls);
+      if (scrolls) {
+        box.tabIndex = 0;
+        box.setAttribute("role", "group");
+        box.setAttribute("aria-label", `${kind}, scrolls sideways`);
+      } else {
+        for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+      }
     }
   }
 }
