@@ -30,7 +30,7 @@ def invert(
       exact inverse; it is reached when the network changes slowly enough with x for the map to contract. Pan et al. 2023
       edit images this way.
 
-    The book, chapter 7. A NaN from the network is passed on, since a check at every step would make a GPU wait; of the
+    The book, chapter 9. A NaN from the network is passed on, since a check at every step would make a GPU wait; of the
     library's functions :func:`ddimlib.sample` alone checks its result.
 
     Args:

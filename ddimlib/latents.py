@@ -69,7 +69,7 @@ def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """The straight line from a to b: (1 - w) a + w b.
 
     Between independent Gaussian latents it leaves the shell where they live: at w = ½ the norm sags to √½ ≈ 0.71 (the book,
-    chapter 6).
+    chapter 8).
 
     Args:
         a, b: [B, …], same shape.
@@ -85,7 +85,7 @@ def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """The great-circle path: sin((1-w)ω)/sin ω · a + sin(wω)/sin ω · b, ω the angle between a and b.
 
-    Source: Shoemake 1985; Song et al. 2021, appendix D.5; the book, chapter 6. Keeps the norm of two latents of equal norm.
+    Source: Shoemake 1985; Song et al. 2021, appendix D.5; the book, chapter 8. Keeps the norm of two latents of equal norm.
 
     Args:
         a, b: [B, …], same shape; each sample has an angle of its own.

@@ -20,7 +20,7 @@ def ddim_ab2(model: Denoiser, schedule: NoiseSchedule, x_T: Tensor, steps: Seque
 
     The first step has nothing before it and is DDIM's. The error is of second order in 1/S, where DDIM's is of first, for
     the same S evaluations; with fewer than about ten there is little to gain. Source: Hairer, Nørsett & Wanner 1993,
-    section III.5 (steps of unequal length); Zhang & Chen 2023 (ρAB-DEIS); the book, chapter 8.
+    section III.5 (steps of unequal length); Zhang & Chen 2023 (ρAB-DEIS); the book, chapter 7.
 
     Args:
         model: the denoiser.

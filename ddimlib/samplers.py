@@ -29,7 +29,7 @@ def ddim_sigma(schedule: NoiseSchedule, t: int, prev: int, eta: Eta) -> float:
 
     σ = η √((1-ᾱ_prev)/(1-ᾱ_t)) √(1 - ᾱ_t/ᾱ_prev): 0 for η = 0, √β̃ of the re-spaced chain for η = 1 (Song et al. 2021,
     equation 16). "hat" is the paper's larger σ̂ = √(1 - ᾱ_t/ᾱ_prev) (section 5), but no noise on the step to t = 0.
-    The book, chapters 3 and 5.
+    The book, chapters 4 and 6.
 
     Raises:
         ValueError: when η is outside [0, 1] and not "hat", when t or prev is outside 0..T, or when σ > 0 and prev ≥ t.
@@ -55,7 +55,7 @@ def ddim_step(
     z: Tensor | None = None,
     clip: float | None = None,
 ) -> Tensor:
-    """One step of the DDIM family from t to `prev` (Song et al. 2021, equation 12; the book, chapter 3).
+    """One step of the DDIM family from t to `prev` (Song et al. 2021, equation 12; the book, chapter 4).
 
     x_prev = √ᾱ_prev x̂_0 + √(1-ᾱ_prev-σ²) ε + σ z, with x̂_0 = (x_t - √(1-ᾱ_t) ε)/√ᾱ_t:
     the predicted x_0, the direction pointing to x_t, and noise.

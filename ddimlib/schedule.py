@@ -121,7 +121,7 @@ class NoiseSchedule:
         """The noise in x_t, were `x_0` its data: ε = (x_t - √ᾱ_t x_0) / √(1-ᾱ_t), for t in 1..T.
 
         The inverse of :meth:`predict_x0`: Song et al. 2021, equation 9, solved for ε; it is what re-derives ε after x̂_0 was
-        clipped (the book, chapter 5). Shapes and errors as in :meth:`add_noise`, but for t = 0, where there is no noise.
+        clipped (the book, chapter 6). Shapes and errors as in :meth:`add_noise`, but for t = 0, where there is no noise.
         """
         check_same_shape("x_t", x_t, "x_0", x_0)
         signal, sigma = self._signal_and_noise(t, x_t, first=1)
@@ -154,7 +154,7 @@ class NoiseSchedule:
         """β̃: the variance of q(x_prev | x_t, x_0), (1-ᾱ_prev)/(1-ᾱ_t) · (1 - ᾱ_t/ᾱ_prev), float64; 0 when prev = 0.
 
         Source: Ho et al. 2020, equation 7 for prev = t - 1 (the default); Song et al. 2021, equation 16 with η = 1; the
-        book, chapters 2 and 5.
+        book, chapters 2 and 6.
         """
         t = self._check_time(t, first=1)
         ab, ab_prev = self.alpha_bar[t], self.alpha_bar[t - 1 if prev is None else prev]

@@ -11,7 +11,7 @@ Spacing = Literal["leading", "linspace", "trailing", "quadratic"]
 def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
     """The timesteps τ_S > … > τ_1 that a sampler visits on its way to t = 0.
 
-    Source: Song et al. 2021, section 4.2 and appendix D.2; the book, chapter 4.
+    Source: Song et al. 2021, section 4.2 and appendix D.2; the book, chapter 5.
 
     All arithmetic is on integers, so there is no rounding surprise. For i = 1..S:
 
