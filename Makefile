@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SITE := _build/html/index.html
-SOURCES := _config.yml _toc.yml $(wildcard book/*.* book/*/*.* ddimlib/*.py)
+SOURCES := _config.yml _toc.yml index.md $(wildcard book/*.* book/*/*.* ddimlib/*.py)
 PORT ?= 8000
 NB ?=
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ddimlib.__main__ import main, parser
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "book" / "intro.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "index.md"]
 
 
 def blocks(language):

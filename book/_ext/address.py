@@ -1,8 +1,8 @@
 """Where the project lives, known in this one place: from the environment, or from the git remote `origin`.
 
-BOOK_REPOSITORY names the repository (https://host/owner/name); GitHub's own variables do so in its workflows. BOOK_SITE names the site;
-for a repository on GitHub it is GitHub Pages unless said otherwise. Where nothing is known, nothing links there: the site then has no
-launch, issue and source buttons, no canonical addresses and no sitemap, and the {on-colab} block is empty.
+BOOK_REPOSITORY names the repository (https://host/owner/name); GitHub's own variables do so in its workflows. BOOK_SITE names
+the site; for a repository on GitHub it is GitHub Pages unless said otherwise. Where nothing is known, nothing links there: the
+site then has no launch, issue and source buttons or links, no canonical addresses and no sitemap, and {on-colab} is empty.
 """
 
 import os
@@ -15,7 +15,9 @@ from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
-ADDRESS = re.compile(r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+\.[a-z]{2,})(?::\d+)?[/:]([\w./-]+?)(?:\.git)?/?")
+ADDRESS = re.compile(
+    r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+\.[a-z]{2,})(?::\d+)?[/:]([\w./-]+?)(?:\.git)?/?"
+)
 BRANCH = "main"
 
 
@@ -61,6 +63,11 @@ def use_address(app, config):
     if not source:
         options["launch_buttons"] = {}
     config.html_baseurl = site() or ""
+    licence, ours = "MIT licence", "Text, figures and code"
+    if source:
+        licence = f'<a href="{source}/blob/{BRANCH}/LICENSE">{licence}</a>'
+        ours = f'{ours} (<a href="{source}">source</a>)'
+    options["extra_footer"] = f"<p>{ours}: {licence}.</p>"
 
 
 class OnColab(SphinxDirective):

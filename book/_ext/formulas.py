@@ -67,7 +67,9 @@ def visit_inline(self, node: nodes.math) -> None:
 def as_one_display(source: str) -> str:
     """Blank lines and bare line ends mean rows, as in Sphinx's other ways of setting formulas."""
     parts = [part.strip() for part in source.split("\n\n") if part.strip()]
-    parts = [rf"\begin{{split}}{part}\end{{split}}" if r"\\" in part and r"\begin" not in part else part for part in parts]
+    parts = [
+        rf"\begin{{split}}{part}\end{{split}}" if r"\\" in part and r"\begin" not in part else part for part in parts
+    ]
     return parts[0] if len(parts) == 1 else r"\begin{gathered}" + r"\\".join(parts) + r"\end{gathered}"
 
 

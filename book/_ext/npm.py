@@ -30,5 +30,7 @@ def package(name: str) -> Path:
         path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
         command = [program("npm"), "ci", "--silent"]
         if subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}).returncode:
-            raise ExtensionError(f"`npm ci` did not install {name}: is there a network, and a registry that npm reaches?")
+            raise ExtensionError(
+                f"`npm ci` did not install {name}: is there a network, and a registry that npm reaches?"
+            )
     return folder

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from sphinx.errors import ExtensionError
 
-FETCHED = re.compile(r"""<(?:script|img|iframe|source|video)\b[^>]*?\bsrc=["']?(?:https?:)?//[^\s"'>]+"""
-                     r"""|<link\b[^>]*?\brel=["']?(?:stylesheet|preload)[^>]*?\bhref=["']?(?:https?:)?//[^\s"'>]+""")  # fmt: skip
+ELSEWHERE = r"""=["']?(?:https?:)?//[^\s"'>]+"""
+FETCHED = re.compile(rf"<(?:script|img|iframe|source|video)\b[^>]*?\bsrc{ELSEWHERE}"
+                     rf"|<link\b[^>]*?\brel=[\"']?(?:stylesheet|preload)[^>]*?\bhref{ELSEWHERE}")  # fmt: skip
 
 
 def refuse_other_origins(app, error):

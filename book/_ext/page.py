@@ -1,8 +1,9 @@
-"""What every page carries besides its text: a description, tags for those who share it, pictures that load when they are near."""
+"""What every page carries besides its text: a description, tags for those who share it, pictures that come when near."""
 
 import re
 from functools import cache
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from docutils import nodes
 from PIL import Image
@@ -56,10 +57,23 @@ def prepare_images(app, body: str) -> str:
             if not re.search(r"\b(width|height)[=:]", attributes):
                 image = image.replace("<img", f'<img width="{width}" height="{height}"', 1)
             if white:
-                image = re.sub(r'class="', 'class="paper ', image) if "class=" in image else image.replace("<img", '<img class="paper"', 1)
+                image = (
+                    image.replace('class="', 'class="paper ')
+                    if 'class="' in image
+                    else f'<img class="paper"{image[4:]}'
+                )
         return image
 
     return IMAGE.sub(prepared, body)
+
+
+# Roles that are deprecated, or that what they stand on has not; and heads of table columns without a word.
+MEANINGLESS = re.compile(r' role="(?:doc-biblioentry|doc-backlink|list)"')
+EMPTY_HEAD = re.compile(r'<th class="head([^"]*)">\s*(?:<p>\s*</p>\s*)?</th>')
+
+
+def mend_for_screen_readers(body: str) -> str:
+    return EMPTY_HEAD.sub(r'<td class="head\1"></td>', MEANINGLESS.sub("", body))
 
 
 def on_page(app, pagename, templatename, context, doctree):
@@ -71,7 +85,10 @@ def on_page(app, pagename, templatename, context, doctree):
     context["metatags"] = context.get("metatags", "")
     if doctree:
         context["description"] = description(doctree)
-        context["body"] = prepare_images(app, context["body"])
+        context["body"] = mend_for_screen_readers(prepare_images(app, context["body"]))
+    context["site_address"] = app.config.html_baseurl
+    context["site_path"] = urlsplit(app.config.html_baseurl).path or "/"
+    context["root_doc"] = app.config.root_doc
 
 
 def setup(app):
