@@ -58,10 +58,11 @@ test: check $(SITE)  ## Run every check and test: library, notebooks re-executed
 	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest -n 2 --dist loadfile \
 	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600
 
-check: $(STAMP)  ## Lint, formatting and types
+check: $(STAMP)  ## Lint, formatting, types and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --quiet --offline .github/workflows
 
 gpu: test  ## On a machine with a CUDA GPU: every test and notebook there, then the sampler's times
 	$(BIN)/uv pip install --python $(BIN)/python -e ".[bench]" -c constraints.txt

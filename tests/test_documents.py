@@ -31,7 +31,7 @@ def test_the_code_runs(code):
 
 
 def commands():
-    lines = [line for block in blocks("sh") for line in block.values[0].splitlines()]
+    lines = [line for block in blocks("sh") for line in block.values[0].replace("\\\n", "").splitlines()]
     return sorted({line for line in lines if line.startswith("python -m ddimlib")})
 
 
