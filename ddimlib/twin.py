@@ -54,6 +54,7 @@ def pictures(figure: Figure) -> tuple[bytes, dict[str, Any]]:
 
 def png(figure: Figure) -> bytes:
     """A figure at 2x as PNG, with a palette of 256 colours unless one would see the difference."""
+    figure.draw_without_rendering()  # the first layout of a figure is not yet its last
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=2 * figure.dpi, bbox_inches="tight", facecolor=figure.get_facecolor())
     image = Image.open(file).convert("RGB")
@@ -79,7 +80,7 @@ def darkened(figure: Figure) -> Iterator[None]:
         if id(artist) in grounds:
             change(artist.set_facecolor, artist.get_facecolor(), grounds[id(artist)])  # type: ignore[attr-defined]
             continue
-        for name, value in _colors(artist):
+        for name, value in list(_colors(artist)):  # all before the first is changed: one may follow another
             colors = [dark_color(color) for color in to_rgba_array(value)]
             change(getattr(artist, f"set_{name}"), value, colors[0] if is_color_like(value) else colors)
         if (cmap := getattr(artist, "cmap", None)) is not None and cmap.name in COLOR_MAPS:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ddimlib import LabelledDenoiser, SeededNoise, ddim, load_pretrained, sample_seeds, timesteps
+from ddimlib import LabelledDenoiser, SeededNoise, ddim, load_pretrained, timesteps
 
 COLUMNS, ROWS, FRAMES = 10, 3, 20
 SEED = 14
@@ -21,8 +21,8 @@ def states() -> torch.Tensor:
     """x_T and what the sampler makes of it, [FRAMES, ROWS * COLUMNS, 28, 28]; digits go up from 0, and again after 9."""
     model, schedule = load_pretrained("mnist")
     n = ROWS * COLUMNS
-    x_T = SeededNoise(sample_seeds(SEED, n)).draw((1, 28, 28))
-    digits = LabelledDenoiser(model, torch.arange(n) % 10)
+    x_T = SeededNoise.from_seed(SEED, n=n).initial(model.image_shape)
+    digits = LabelledDenoiser(model, [i % 10 for i in range(n)])
     path = list(ddim(digits, schedule, x_T, timesteps(schedule.T, FRAMES - 1)))
     return torch.stack([x_T, *path])[-FRAMES:, :, 0]
 
@@ -37,6 +37,5 @@ def picture(x: torch.Tensor) -> Image.Image:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     picture(states()).save(OUT, quality=50, alpha_quality=30, method=6)
     print(f"{OUT.name}: {OUT.stat().st_size / 1000:.0f} kB")

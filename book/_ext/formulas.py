@@ -17,6 +17,7 @@ from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
+MATHML = re.compile(r"<math.*?</math>", re.DOTALL)
 SOURCE = re.compile(r"<annotation.*?</annotation>", re.DOTALL)  # the TeX, which search would show and nobody reads
 JOINER = "\N{WORD JOINER}"
 CLINGS_BEFORE, CLINGS_AFTER = re.compile(r"[(\[“‘—–-]$"), re.compile(r"^[.,;:!?)\]”’…—–-]")
@@ -42,12 +43,14 @@ def render(tex: str, display: bool) -> dict[str, str]:
     return json.loads(process.stdout.readline())
 
 
-def html_of(node: nodes.Node, tex: str, display: bool) -> str:
+def html_of(builder, node: nodes.Node, tex: str, display: bool) -> str:
+    """HTML and MathML; in an e-book, whose readers have their own ways with style sheets, MathML alone."""
     answer = render(tex, display)
     if "error" in answer:
         logger.warning("KaTeX cannot set %r: %s", tex, answer["error"], location=node, type="formula")
         return f"<code>{escape(tex)}</code>"
-    return SOURCE.sub("", answer["html"])
+    html = SOURCE.sub("", answer["html"])
+    return MATHML.search(html)[0] if builder.name == "epub" else html
 
 
 def clings(neighbour: nodes.Node | None, pattern: re.Pattern) -> str:
@@ -60,7 +63,7 @@ def visit_inline(self, node: nodes.math) -> None:
     before = siblings[place - 1] if place else None
     after = siblings[place + 1] if place + 1 < len(siblings) else None
     self.body.append(clings(before, CLINGS_BEFORE) + self.starttag(node, "span", "", CLASS="math"))
-    self.body.append(html_of(node, node.astext().strip(), False) + "</span>" + clings(after, CLINGS_AFTER))
+    self.body.append(html_of(self.builder, node, node.astext().strip(), False) + "</span>" + clings(after, CLINGS_AFTER))
     raise nodes.SkipNode
 
 
@@ -76,7 +79,7 @@ def as_one_display(source: str) -> str:
 def visit_displayed(self, node: nodes.math_block) -> None:
     self.body.append(self.starttag(node, "div", CLASS="math displayed"))
     tex = node.astext().strip() if node["nowrap"] else as_one_display(node.astext())
-    self.body.append(f'<div class="formula">{html_of(node, tex, True)}</div>')
+    self.body.append(f'<div class="formula">{html_of(self.builder, node, tex, True)}</div>')
     if node["number"]:
         self.body.append(f'<span class="eqno">({get_node_equation_number(self, node)})')
         self.add_permalink_ref(node, "Link to this equation")
