@@ -89,13 +89,14 @@ def visit_displayed(self, node: nodes.math_block) -> None:
 
 
 def copy_style(app, error):
-    """KaTeX's style sheet, and those of its fonts that the oldest browser with MathML reads."""
+    """KaTeX's style sheet and licence, and its fonts in the one format that every browser of today reads."""
     if error or app.builder.format != "html":
         return
     dist, target = package("katex") / "dist", Path(app.outdir, "_static", "katex")
     (target / "fonts").mkdir(parents=True, exist_ok=True)
     for font in dist.glob("fonts/*.woff2"):
         shutil.copyfile(font, target / "fonts" / font.name)
+    shutil.copyfile(package("katex") / "LICENSE", target / "LICENSE")
     style = re.sub(r',url\([^)]*\.(?:woff|ttf)\) format\("\w+"\)', "", (dist / "katex.min.css").read_text("utf-8"))
     (target / "katex.css").write_text(style, encoding="utf-8")
 
