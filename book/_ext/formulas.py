@@ -63,7 +63,9 @@ def visit_inline(self, node: nodes.math) -> None:
     before = siblings[place - 1] if place else None
     after = siblings[place + 1] if place + 1 < len(siblings) else None
     self.body.append(clings(before, CLINGS_BEFORE) + self.starttag(node, "span", "", CLASS="math"))
-    self.body.append(html_of(self.builder, node, node.astext().strip(), False) + "</span>" + clings(after, CLINGS_AFTER))
+    self.body.append(
+        html_of(self.builder, node, node.astext().strip(), False) + "</span>" + clings(after, CLINGS_AFTER)
+    )
     raise nodes.SkipNode
 
 

@@ -28,7 +28,7 @@ def package(name: str) -> Path:
     done = ROOT / "node_modules" / ".package-lock.json"  # npm writes it last
     if not folder.exists() or done.stat().st_mtime < lock.stat().st_mtime:
         path = os.pathsep.join([str(BIN), os.environ.get("PATH", "")])
-        command = [program("npm"), "ci", "--silent"]
+        command = [program("npm"), "ci", "--silent", "--ignore-scripts"]
         if subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}).returncode:
             raise ExtensionError(
                 f"`npm ci` did not install {name}: is there a network, and a registry that npm reaches?"
