@@ -10,7 +10,7 @@ HERE := $(dir $(firstword $(MAKEFILE_LIST)))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SITE := _build/html/index.html
-SOURCES := _config.yml _toc.yml package-lock.json $(wildcard book/*.* book/*/*.* book/*/*/*.* ddimlib/*.py)
+SOURCES := _config.yml _toc.yml index.md package-lock.json $(wildcard book/*.* book/*/*.* book/*/*/*.* ddimlib/*.py)
 PORT ?= 8000
 NB ?=
 LAB ?=
@@ -51,7 +51,7 @@ GRID_STEPS ?= 1000
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: book test check gpu lab serve run weights pins clean help
+.PHONY: book paper test check gpu lab serve run weights pins clean help
 
 # From scratch: Sphinx keeps links to what is gone.
 book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build/html
@@ -59,16 +59,26 @@ book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "The site is ready: open $(CURDIR)/$(SITE), or type 'make serve'."
 
+# The e-book has its formulas as MathML; the PDF is printed by the browser that the tests use, from the book as one page.
+paper: $(STAMP)  ## The whole book as _build/paper/ddim-book.epub and ddim-book.pdf
+	$(BIN)/jupyter-book build . --all --builder custom --custom-builder epub
+	$(BIN)/jupyter-book build . --all --builder custom --custom-builder singlehtml
+	$(BIN)/python tests/ensure_browser.py
+	mkdir -p _build/paper
+	cp _build/epub/*.epub _build/paper/ddim-book.epub
+	$(BIN)/python tools/paper.py _build/singlehtml/index.html _build/paper/ddim-book.pdf
+
 # With two workers, one thread each: more would only contend. A notebook's cells stay on one worker (loadfile).
 test: check $(SITE)  ## Run every check and test: library, notebooks re-executed, the site in a browser
 	$(BIN)/python tests/ensure_browser.py
 	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest -n 2 --dist loadfile \
 	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600
 
-check: $(STAMP)  ## Lint, formatting and types
+check: $(STAMP)  ## Lint, formatting, types and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --quiet --offline .github/workflows
 
 gpu:  ## On a machine with a CUDA GPU, online or not: library and notebooks there (GPU_PYTHON=python3), the sampler's times
 	TQDM_DISABLE=1 $(GPU_PYTHON) -m pytest tests --ignore=tests/test_site.py
