@@ -22,11 +22,10 @@ from ddimlib import (
     load_pretrained,
     timesteps,
 )
-from ddimlib.evaluation import RESULTS, begin_or_continue, evaluation_labels, weights_digest
+from ddimlib.evaluation import RESULTS, add_row, evaluation_labels, missing_rows, open_table
 from ddimlib.metrics import Judge
-from ddimlib.provenance import provenance
+from ddimlib.provenance import provenance, weights_digest
 from ddimlib.samplers import evaluate
-from ddimlib.storage import write_json
 
 
 def dpm_solver_2m(model, schedule, x_T, steps) -> Iterator[Tensor]:
@@ -53,32 +52,34 @@ def heun(model, schedule, x_T, steps) -> Iterator[Tensor]:
         yield x
 
 
-def solvers(n: int = 2000) -> None:
+def solvers(n: int = 5000) -> None:
     """Accuracy and Fréchet distance of four solvers at the same number of evaluations, from the same x_T."""
     network, schedule = load_pretrained("mnist")
     judge, labels = Judge.load("mnist"), evaluation_labels(n, 10)
-    methods: dict[str, Callable[..., Iterator[Tensor]]] = {"DDIM": ddim, "AB2": ddim_ab2, "2M": dpm_solver_2m, "Heun": heun}
+    methods: dict[str, Callable[..., Iterator[Tensor]]] = {
+        "DDIM": ddim,
+        "AB2": ddim_ab2,
+        "2M": dpm_solver_2m,
+        "Heun": heun,
+    }
     settings = {"weights": weights_digest(network), "samples": n, "spacing": "linspace"}
     path = RESULTS / "mnist-solvers.json"
-    table: dict[str, Any] = {"settings": settings, "judge": judge.facts} | begin_or_continue(path, settings, facts("solvers"))
-    done = {(row["method"], row["evaluations"], row["seed"]) for row in table["rows"]}
-    for seed in (0, 1):
-        for evaluations in (5, 10, 20):
-            for name, method in methods.items():
-                if (name, evaluations, seed) in done:
-                    continue
-                steps = timesteps(schedule.T, (evaluations + 1) // 2 if name == "Heun" else evaluations)
-                images = []
-                for first in range(0, n, 100):
-                    x_T = SeededNoise.from_seed(seed, 100, first).initial(network.image_shape)
-                    images.append(last(method(LabelledDenoiser(network, labels[first : first + 100]), schedule, x_T, steps)))
-                drawn = torch.cat(images).clamp(-1, 1)
-                row = {"method": name, "evaluations": evaluations, "seed": seed,
-                       "accuracy": round(judge.accuracy(drawn, labels), 4),
-                       "frechet": round(judge.frechet_distance(drawn), 4)}  # fmt: skip
-                table["rows"].append(row)
-                write_json(path, table)
-                print(row, flush=True)
+    table = open_table(path, settings, facts("solvers"), judge=judge.facts)
+    wanted = missing_rows(table, seed=(0, 1), evaluations=(5, 10, 20), method=tuple(methods))
+    for seed, evaluations, name in wanted:
+        steps = timesteps(schedule.T, (evaluations + 1) // 2 if name == "Heun" else evaluations)
+        images = []
+        for first in range(0, n, 100):
+            x_T = SeededNoise.from_seed(seed, 100, first).initial(network.image_shape)
+            images.append(
+                last(methods[name](LabelledDenoiser(network, labels[first : first + 100]), schedule, x_T, steps))
+            )
+        drawn = torch.cat(images).clamp(-1, 1)
+        row = {"method": name, "evaluations": evaluations, "seed": seed,
+               "accuracy": round(judge.accuracy(drawn, labels), 4),
+               "frechet": round(judge.frechet_distance(drawn), 4)}  # fmt: skip
+        add_row(path, table, row, ("seed", "evaluations", "method"))
+        print(row, flush=True)
 
 
 def climb(model, schedule, x, times, ask="target", iterations=0) -> Tensor:
@@ -112,7 +113,7 @@ def edits(n: int = 40) -> None:
     asked = LabelledDenoiser(network, old)
     settings = {"weights": weights_digest(network), "samples": n, "targets": [3, 8], "iterations": 3}
     path = RESULTS / "mnist-edits.json"
-    table: dict[str, Any] = {"settings": settings, "judge": judge.facts} | begin_or_continue(path, settings, facts("edits"))
+    table = open_table(path, settings, facts("edits"), judge=judge.facts)
     done = {(row["spacing"], row["steps"], row["code"]) for row in table["rows"]}
     for S, spacing in [(16, "quadratic"), (50, "quadratic"), (50, "linspace")]:
         steps = timesteps(schedule.T, S, spacing)
@@ -131,15 +132,18 @@ def edits(n: int = 40) -> None:
             again = last(ddim(asked, schedule, code, steps))
             edited = [last(ddim(LabelledDenoiser(network, [new] * n), schedule, code, steps)) for new in (3, 8)]
             seen = judge.predict(torch.cat(edited))
-            kept = [torch.corrcoef(torch.stack([a, b]))[0, 1] for x in edited for a, b in zip(style(x_0), style(x))]
+            kept = [
+                torch.corrcoef(torch.stack([a, b]))[0, 1]
+                for x in edited
+                for a, b in zip(style(x_0), style(x), strict=True)
+            ]
             row = {"spacing": spacing, "steps": S, "code": name,
                    "new": round(float((seen == torch.tensor([3] * n + [8] * n)).double().mean()), 4),
                    "old": round(float((seen == old.repeat(2)).double().mean()), 4),
                    "ink": round(float(kept[0] + kept[2]) / 2, 3), "slant": round(float(kept[1] + kept[3]) / 2, 3),
                    "norm": round(float(code.flatten(1).norm(dim=1).mean()), 2),
                    "round_trip": float(f"{(again - x_0).square().mean().sqrt():.3g}")}  # fmt: skip
-            table["rows"].append(row)
-            write_json(path, table)
+            add_row(path, table, row, ("spacing", "steps", "code"))
             print(row, flush=True)
 
 
