@@ -32,6 +32,9 @@ NOT_YET = ({path.stem for path in CHAPTERS} | {"notation", "the course"}) - {
     "04-ddim-derivation",
     "05-few-steps",
     "06-eta",
+    "07-ode",
+    "08-latent-space",
+    "09-inversion",
     "10-gpu-sampler",
 }
 
