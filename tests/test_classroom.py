@@ -1,0 +1,613 @@
+"""The problem sets, and their grading: right answers, slips with their hints, and submissions that try to break the grader.
+
+Each submission is made here, out of the released notebook and the solutions, changed at one place.
+"""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from classroom import reports
+from classroom.__main__ import main
+from classroom.checks import Reference, Student, grade, run_check, students_cells
+from classroom.course import RELEASED, ROOT, hidden_tests_removed, release
+from classroom.notebooks import Cell, UnreadableError, definitions, key_of, parse_cells, problem_sets, read_cells, submissions
+from classroom.sandbox import Process, Sandbox, StudentError, Stopped
+
+SETS = problem_sets(ROOT / "assignments" / "source")
+PATIENCE = 30.0  # seconds for one answer, on a busy machine
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def references():
+    os.environ["DDIM_GRADING_SEED"] = "11"
+    return {name: Reference(ps) for name, ps in SETS.items()}
+
+
+def released(name):
+    return nbformat.read(RELEASED / name / f"{name}.ipynb", as_version=4)
+
+
+def filled(name, changes=(), answers=None):
+    """The released notebook with the solutions written in, or `answers`, {grade_id: source}, after replacements (grade_id, old, new)."""
+    notebook = released(name)
+    solutions = {c.grade_id: c.source for c in SETS[name].cells if c.solution} if answers is None else dict(answers)
+    for grade_id, old, new in changes:
+        assert old in solutions[grade_id], f"{old!r} is not in the solution of {grade_id}"
+        solutions[grade_id] = solutions[grade_id].replace(old, new)
+    for cell in notebook.cells:
+        grade_id = cell.metadata.get("nbgrader", {}).get("grade_id")
+        if grade_id in solutions:
+            cell.source = solutions[grade_id]
+    return notebook
+
+
+def cells_of(notebook):
+    return parse_cells(nbformat.writes(notebook).encode())
+
+
+def verdicts(name, notebook, sandbox, references, checks=None, seconds=PATIENCE):
+    """The message of each check that failed, by its grade_id without the name of the set."""
+    cells, _ = students_cells(SETS[name], cells_of(notebook))
+    student = Student(sandbox, SETS[name], references[name], cells, seconds, 10 * seconds)
+    try:
+        results = [run_check(c, student) for c in SETS[name].checks if checks is None or c.grade_id in checks]
+    finally:
+        student.stop()
+    return {v.grade_id.removeprefix(f"{name}-").removesuffix("-check"): v.message for v in results if v.message}
+
+
+# The released notebooks
+
+
+@pytest.fixture(scope="module")
+def released_again(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("released")
+    release(list(SETS), folder, tmp_path_factory.mktemp("scratch"))
+    return folder
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_released_notebooks_are_in_step_with_their_sources(name, released_again):
+    assert (released_again / name / f"{name}.ipynb").read_text() == (RELEASED / name / f"{name}.ipynb").read_text(), (
+        "run `make release`"
+    )
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_released_notebooks_hold_no_solutions_and_no_hidden_tests(name):
+    text = (RELEASED / name / f"{name}.ipynb").read_text()
+    assert "BEGIN" not in text
+    assert "fresh()" not in text
+    given = {c.grade_id: c.source for c in cells_of(released(name))}
+    for cell in SETS[name].solutions:
+        secret = cell.source.split("### BEGIN SOLUTION\n")[1].split("### END SOLUTION")[0].splitlines()
+        assert "raise NotImplementedError()" in given[cell.grade_id]
+        assert not {line.strip() for line in secret} & {line.strip() for line in given[cell.grade_id].splitlines()}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_check_has_a_visible_part_a_hidden_part_and_a_title(name):
+    for check in SETS[name].checks:
+        assert check.source.startswith("# Check: "), check.grade_id
+        assert check.points > 0
+        assert len(hidden_tests_removed(check.source).splitlines()) > 1, check.grade_id
+        assert "### BEGIN HIDDEN TESTS" in check.source or check.grade_id.endswith("reached-check"), check.grade_id
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_points_in_the_text_are_those_of_the_checks(name):
+    import re
+
+    text = "\n".join(c.source for c in SETS[name].cells if c.kind == "markdown")
+    assert f"There are {SETS[name].points:g} points." in text
+    assert sum(map(int, re.findall(r"^## Question \d+.*\((\d+) points?\)$", text, re.MULTILINE))) == SETS[name].points
+
+
+# Right, untouched, half right
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_solutions_pass_every_check(name, sandbox, references):
+    result = grade(SETS[name], references[name], cells_of(filled(name)), sandbox, PATIENCE, 10 * PATIENCE)
+    assert not {v["grade_id"]: v["message"] for v in result["verdicts"] if v["message"]}
+    assert result["remarks"] == []
+    assert sum(v["points"] for v in result["verdicts"]) == sum(c.points for c in SETS[name].checks)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_an_untouched_notebook_gets_nothing_and_is_told_why(name, sandbox, references):
+    found = verdicts(name, released(name), sandbox, references)
+    assert len(found) == len(SETS[name].checks)
+    assert set(found.values()) == {"Not written yet."}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_wrong_early_functions_cost_their_own_points_only(name, sandbox, references):
+    """Each function alone is made to raise; all others, which may call it, keep their points."""
+    for part in SETS[name].solutions[:4]:
+        if "def " not in part.source:
+            continue
+        broken = filled(name, answers={c.grade_id: c.source for c in SETS[name].solutions} | {
+            part.grade_id: part.source.split("    ### BEGIN SOLUTION")[0] + "    raise ZeroDivisionError('mine')"})  # fmt: skip
+        found = verdicts(name, broken, sandbox, references)
+        own = {c.grade_id for c in SETS[name].checks if set(c.own) & set(_names(part))}
+        assert set(found) == {g.removeprefix(f"{name}-").removesuffix("-check") for g in own}
+        assert all("ZeroDivisionError: mine (cell" in message and "line" in message for message in found.values()), found
+
+
+def _names(cell):
+    from classroom.notebooks import defined_names
+
+    return defined_names(cell.source)
+
+
+# Slips: (set, solution cell, right, wrong, the checks that must fail, what the hint must say)
+
+SLIPS = [
+    ("ps1", "one-step", "beta**0.5 * z", "beta * z", {"one-step"}, "with β in place of √β"),
+    ("ps1", "one-step", "(1 - beta) ** 0.5", "(1 - beta)", {"one-step"}, "1 - β in place of its root"),
+    ("ps1", "one-step", "(1 - beta) ** 0.5 *", "", {"one-step"}, "nothing is shrunk"),
+    ("ps1", "products", "torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(keep, dim=0)])", "torch.cumprod(keep, dim=0)", {"products"}, "off by one"),
+    ("ps1", "products", "1 - betas.to(torch.float64)", "betas.to(torch.float64)", {"products"}, "betas themselves are multiplied"),
+    ("ps1", "products", "torch.float64", "torch.float32", {"products"}, "differ"),
+    ("ps1", "jump", "a.sqrt() * images", "a * images", {"jump-alike", "jump-each"}, "with ᾱ in place of √ᾱ"),
+    ("ps1", "jump", "(1 - a).sqrt()", "(1 - a)", {"jump-alike", "jump-each"}, "1 - ᾱ in place of its root"),
+    ("ps1", "jump", "abar[times]", "(abar[times] / abar[(times - 1).clamp(min=0)])", {"jump-alike", "jump-each"}, "α_t in place of ᾱ_t"),
+    ("ps1", "jump", "abar[times]", "abar[(times - 1).clamp(min=0)]", {"jump-alike", "jump-each"}, ""),
+    ("ps1", "jump", "abar[times]", "abar[times[:1]].expand(len(times))", {"jump-each"}, "time of the first image"),
+    ("ps1", "jump", ".reshape(-1, *[1] * (images.ndim - 1))", "", {"jump-alike", "jump-each"}, "shape"),
+    ("ps1", "posterior", "before / left * (1 - alpha)\n", "(before / left * (1 - alpha)) ** 0.5\n", {"posterior-variance"}, "σ, the root, in place of σ²"),
+    ("ps1", "posterior", "return mean, before / left * (1 - alpha)", "return mean, 1 - alpha", {"posterior-variance"}, "β_t in place of β̃_t"),
+    ("ps1", "posterior", "float(abar[t - 1]) ** 0.5 *", "float(abar[t - 1]) *", {"posterior-mean"}, "ᾱ in place of √ᾱ"),
+    ("ps1", "ancestral", " if t > 1 else mean", "", {"ancestral-last"}, "noise on the last step"),
+    ("ps1", "ancestral", "(1 - alpha) ** 0.5 * z", "(1 - alpha) * z", {"ancestral-noise"}, "β, a variance, in place of σ"),
+    ("ps1", "ancestral", "alpha = float(abar[t] / abar[t - 1])", "alpha = float(abar[t])", {"ancestral-mean", "ancestral-noise"}, ""),
+    ("ps1", "ancestral", "(1 - float(abar[t])) ** 0.5 * eps", "(1 - float(abar[t])) * eps", {"ancestral-mean"}, "1 - ᾱ in place of its root"),
+    ("ps1", "walk", "len(abar) - 1", "1000", {"walk"}, "fix the number of steps"),
+    ("ps1", "walk", "range(T, 0, -1)", "range(T - 1, -1, -1)", {"walk"}, "step from t = 0"),
+    ("ps1", "seeded", "torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])",
+     "torch.randn(len(seeds), *shape, generator=torch.Generator().manual_seed(seeds[0]))", {"seeded"}, "depends on the batch"),
+    ("ps1", "loss", ".mean()", ".sum()", {"loss"}, "summed over pixels"),
+    ("ps1", "loss", "- noise).square()", "- images).square()", {"loss"}, "compared with the image"),
+    ("ps1", "train", "        loss.backward()\n", "", {"train"}, "weights hardly changed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "right", "wrong", "failing", "hint"), SLIPS, ids=[f"{s[0]}-{s[1]}-{i}" for i, s in enumerate(SLIPS)]
+)
+def test_a_slip_fails_its_checks_and_gets_its_hint(name, part, right, wrong, failing, hint, sandbox, references):
+    notebook = filled(name, [(f"{name}-{part}", right, wrong)])
+    checks = {c.grade_id for c in SETS[name].checks if set(c.own) & set(_names(next(s for s in SETS[name].solutions if s.grade_id == f"{name}-{part}")))}
+    found = verdicts(name, notebook, sandbox, references, checks)
+    assert set(found) == failing, found
+    if hint != "differ":
+        assert any(hint in message for message in found.values()), found
+
+
+# Submissions that try to break the grader, or to get points for nothing. All are graded in one go, as `make grade` does it.
+
+LAST = "ps1-seeded"  # the part that most of them spoil: one point
+TAKE = "torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])"
+
+
+def spoilt(*lines):
+    """The solutions, but for the function of one part, which has these lines."""
+    return filled("ps1", [(LAST, f"    return {TAKE}", "\n".join(f"    {line}" for line in lines))])
+
+
+def with_cell(source, notebook=None):
+    """The solutions, and before them a cell that the student added, run as a solution cell would be."""
+    notebook = notebook or filled("ps1")
+    first = next(c for c in notebook.cells if c.metadata.get("nbgrader", {}).get("grade_id") == "ps1-one-step")
+    first.source = source + "\n\n" + first.source
+    return notebook
+
+
+def without_checks(notebook, edit):
+    """Every check deleted, or edited to pass."""
+    if edit:
+        for cell in notebook.cells:
+            if cell.metadata.get("nbgrader", {}).get("grade"):
+                cell.source = "pass" if cell.cell_type == "code" else cell.source
+    else:
+        notebook.cells = [c for c in notebook.cells if not c.metadata.get("nbgrader", {}).get("grade")]
+    return notebook
+
+
+MONKEY = """
+import builtins, torch
+torch.allclose = torch.equal = lambda *a, **k: True
+torch.Tensor.__sub__ = torch.Tensor.sub = torch.Tensor.__rsub__ = lambda a, b: torch.zeros(())
+torch.Tensor.all = torch.Tensor.isfinite = lambda *a: True
+builtins.AssertionError = builtins.abs = builtins.Exception = lambda *a: None
+import ddimlib.checking
+ddimlib.checking.compare = ddimlib.checking.fresh = lambda *a, **k: None
+def compare(*a, **k): pass
+def fresh(): return None
+"""
+
+HARD_CODED = {
+    "ps1-one-step": "import torch\ndef one_step(x, beta, z):\n    return 0.8 * x + 0.6 * z",
+    "ps1-products": "def running_products(betas):\n    return torch.tensor([1, 0.64, 0.16], dtype=torch.float64)",
+    "ps1-jump": "def noisy(images, times, noise, abar):\n    a = torch.tensor([0.8, 0.6])[times - 2].reshape(-1, 1, 1, 1)\n"
+    "    return a * images + torch.tensor([0.6, 0.8])[times - 2].reshape(-1, 1, 1, 1) * noise",
+    "ps1-posterior": "def step_back(x_0, x_t, t, abar):\n    return 0.8*0.75/0.84*x_0 + 0.5*0.36/0.84*x_t, 0.36/0.84*0.75",
+    "ps1-ancestral": "def ancestral(x, eps, t, z, abar):\n    return 2*x - 2*0.75/0.84**0.5*eps + (0.75**0.5*z if t > 1 else 0)",
+}
+
+# name: (what is handed in, points lost of 24 or None for no grade, a piece of the feedback)
+HOSTILE = {
+    "endless-function": (spoilt("while True: pass"), 1, "longer than"),
+    "endless-cell": (with_cell("while True: pass"), 2, "longer than"),
+    "fork-bomb": (spoilt("import os", "while True:", "    try: os.fork()", "    except OSError: pass"), 1, "longer than"),
+    "output": (with_cell("print('x' * 10**8)\nimport sys, os\nsys.stderr.write('y' * 10**8)\nos.write(1, b'z' * 10**8)"), 0, ""),
+    "exception": (spoilt("raise RuntimeError('<script>alert(1)</script>')"), 1, "&lt;script&gt;"),
+    "exit": (spoilt("import os", "os._exit(0)"), 1, "process ended"),
+    "exit-politely": (spoilt("raise SystemExit"), 1, "SystemExit"),
+    "killed": (spoilt("import os, signal", "os.kill(os.getpid(), signal.SIGSEGV)", "os.abort()"), 1, "process ended"),
+    "memory": (spoilt("return torch.ones(len(seeds), 10**11)"), 1, "raised"),
+    "swollen": (spoilt("return torch.zeros(10**8)"), 1, "too large"),
+    "checks-deleted": (without_checks(filled("ps1", [(LAST, TAKE, "None")]), edit=False), 1, "the original was used"),
+    "checks-edited": (without_checks(filled("ps1", [(LAST, TAKE, "None")]), edit=True), 1, "the original was used"),
+    "checks-edited-nothing-done": (without_checks(released("ps1"), edit=True), 24, "Not written yet"),
+    "monkey": (with_cell(MONKEY, without_checks(released("ps1"), edit=True)), 24, ""),
+    "hard-coded": (filled("ps1", answers=HARD_CODED), 23, "random"),
+    "everything-equal": (spoilt("class Equal:", "    def __getattr__(self, name): return self", "    def __eq__(self, other): return True", "return Equal()"), 1, "Equal"),
+    "forged-answer": (spoilt("import os", "for fd in range(3, 64):", "    try: os.write(fd, b'\\0' * 7 + b'\\2' + b'\\0' * 8 + b'{}')", "    except OSError: pass"), 1, "cannot be read"),
+    "garbage-answer": (spoilt("import os", "for fd in range(3, 64):", "    try: os.write(fd, b'\\xff' * 4096)", "    except OSError: pass"), 1, "cannot be read"),
+    "library": (spoilt("from ddimlib import SeededNoise", "return SeededNoise(seeds).draw(shape)"), 1, "not there while your work is graded"),
+    "syntax-error": (filled("ps1", [("ps1-one-step", "return", "retrun")]), 2, "SyntaxError"),
+    "renamed-function": (filled("ps1", [(LAST, "def seeded_noise", "def my_noise")]), 1, "renamed or deleted"),
+}  # fmt: skip
+
+FILES = {
+    "truncated": (nbformat.writes(released("ps1"))[:5000].encode(), "damaged"),
+    "empty": (b"", "damaged"),
+    "no-notebook": (b'{"a": 1}', "damaged"),
+    "nested": (b'{"cells": ' + b"[" * 10**6, "damaged"),
+    "huge": (b" " * (21 * 2**20), "21 MB"),
+    "another-notebook": (nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])).encode(), "none of"),
+}
+STRANGE = ["..%2F..%2Fetc%2Fpasswd", "=cmd|' -C calc'!A0", "<img src=x onerror=alert(1)>", "...", "-rf", "名前", "a" * 120]
+
+
+def grade_folder(folder, out, *options):
+    return main(["grade", str(folder), "--out", str(out), "--quiet", "--seconds", "12", "--total", "120", *options])
+
+
+def rows_of(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def classroom(tmp_path_factory):
+    """A folder of submissions of every kind, graded."""
+    folder, out = tmp_path_factory.mktemp("submissions"), tmp_path_factory.mktemp("graded") / "grading"
+    for name, notebook in {"reference": filled("ps1"), "untouched": released("ps1")}.items():
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    half = {c.grade_id: c.source for c in SETS["ps1"].solutions[:4]}
+    nbformat.write(filled("ps1", answers=half), folder / "half.ipynb")
+    for name, (notebook, _, _) in HOSTILE.items():
+        nbformat.write(notebook, folder / f"{name}.ipynb")
+    for name, (data, _) in FILES.items():
+        (folder / f"{name}.ipynb").write_bytes(data)
+    for name in STRANGE:
+        (folder / name).mkdir()
+        nbformat.write(filled("ps1", answers={}), folder / name / "ps1.ipynb")
+    (folder / "renamed").mkdir()
+    nbformat.write(filled("ps1"), folder / "renamed" / "Copy of homework (1).ipynb")
+    (folder / "twice").mkdir()
+    nbformat.write(released("ps1"), folder / "twice" / "old.ipynb")
+    nbformat.write(filled("ps1"), folder / "twice" / "a-new-one.ipynb")
+    os.utime(folder / "twice" / "old.ipynb", (1, 1))
+    (folder / "link.ipynb").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "pipe.ipynb")
+    begin = time.monotonic()
+    assert grade_folder(folder, out) == 0
+    print(f"graded in {time.monotonic() - begin:.0f} s")
+    rows = {row["Student"].removeprefix("'"): row for row in rows_of(out / "grades.csv")}
+    return folder, out, rows
+
+
+def page(out, student):
+    return (out / "feedback" / f"{key_of(student)}.html").read_text()
+
+
+def test_right_untouched_and_half_right_get_what_they_should(classroom):
+    _, out, rows = classroom
+    assert rows["    Points Possible"]["ps1"] == "26"
+    assert rows["reference"]["ps1"] == "24"  # and two for the written answer, by hand
+    assert "1 written answer will be read" in page(out, "reference")
+    assert rows["untouched"]["ps1"] == "0"
+    assert rows["half"]["ps1"] == "11"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_each_hostile_submission_costs_its_own_points_only(name, classroom):
+    _, out, rows = classroom
+    _, lost, said = HOSTILE[name]
+    text = page(out, name)
+    assert float(rows[name]["ps1"]) == 24 - lost, text
+    assert said in text
+
+
+@pytest.mark.parametrize("name", [*FILES, "link", "pipe"])
+def test_a_file_that_cannot_be_graded_is_told_so(name, classroom):
+    _, out, rows = classroom
+    assert rows[name]["ps1"] == ""
+    assert "Not graded" in page(out, name)
+    assert FILES.get(name, (b"", "hand in the notebook itself"))[1] in page(out, name)
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_names_are_names(name, classroom):
+    folder, out, rows = classroom
+    row = rows[name]
+    assert row["ps1"] == "0"
+    assert "<img" not in page(out, name)
+    assert not name.startswith(("=", "-")) or f"'{name}" in (out / "grades.csv").read_text()
+    everything = {p.name for p in [*folder.parent.iterdir(), *out.parent.iterdir()]}
+    assert "etc" not in everything
+
+
+def test_keys_are_unique_and_safe():
+    names = [*STRANGE, "anna b", "anna-b", "Anna-b", "a/b", "..", "a" * 41]
+    keys = [key_of(name) for name in names]
+    assert len(set(keys)) == len(names)
+    assert all(set(key) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") and key for key in keys)
+
+
+def test_a_renamed_file_is_recognised_and_the_newest_of_two_counts(classroom):
+    _, out, rows = classroom
+    assert rows["renamed"]["ps1"] == "24"
+    assert rows["twice"]["ps1"] == "24"
+    assert "the one changed last, a-new-one.ipynb, counts" in page(out, "twice")
+
+
+def test_moodle_gets_a_worksheet_with_comments(classroom):
+    _, out, _ = classroom
+    rows = {row["Full name"]: row for row in rows_of(out / "grades-moodle-ps1.csv")}
+    assert rows["half"]["Grade"] == "11"
+    assert rows["half"]["Maximum Grade"] == "26"
+    assert "Not written yet" in rows["half"]["Feedback comments"]
+
+
+def test_grading_goes_on_where_it_was_interrupted(classroom, capsys):
+    """What has been graded is not graded again; what is missing or has changed is, and the reports are the same."""
+    folder, out, _ = classroom
+    before = (out / "grades.csv").read_text()
+    stored = sorted((out / "results").glob("*.json"))
+    times = {path: path.stat().st_mtime_ns for path in stored}
+    stored[0].unlink()
+    stored[1].write_text('{"half a res')
+    (out / "grades.csv").unlink()
+    assert grade_folder(folder, out) == 0
+    assert f"{len(stored) - 2} of {len(stored)} were graded before" in capsys.readouterr().out
+    assert (out / "grades.csv").read_text() == before
+    assert [p for p in stored if p.stat().st_mtime_ns == times.get(p)] == stored[2:]
+
+
+def test_points_given_by_hand_are_kept_and_counted(classroom):
+    from nbgrader.api import Gradebook
+
+    folder, out, _ = classroom
+    with Gradebook(f"sqlite:///{out / 'course' / 'gradebook.db'}") as book:
+        mark = book.find_grade("ps1-words", "ps1", "ps1", "reference")
+        mark.manual_score, mark.needs_manual_grade = 1.5, False
+        book.db.commit()
+    assert grade_folder(folder, out) == 0
+    rows = {row["Student"]: row for row in rows_of(out / "grades.csv")}
+    assert rows["reference"]["ps1"] == "25.5"
+
+
+def test_the_results_are_for_the_teacher_alone(classroom):
+    _, out, _ = classroom
+    assert out.stat().st_mode & 0o077 == 0
+
+
+# What a student's code can see and reach
+
+NAMESPACES = pytest.mark.skipif("sandbox_level() != 'namespaces'", reason="this machine gives no namespaces")
+
+
+def sandbox_level():
+    with Sandbox() as sandbox:
+        return sandbox.level
+
+
+@pytest.fixture(scope="module")
+def process(sandbox):
+    process = Process(sandbox, PATIENCE)
+    process.run("import os, socket, sys, torch", "cell a")
+    process.run("def look(expression): return eval(expression)", "cell b")
+    yield process
+    process.stop()
+
+
+def namespaces_or_skip(sandbox):
+    if sandbox.level != "namespaces":
+        pytest.skip(f"this machine gives isolation {sandbox.level!r} only")
+
+
+@pytest.mark.parametrize("path", [ROOT / "assignments", ROOT / "tests", ROOT / ".git", ROOT / "ddimlib", "/root/.ssh", "/home", "/var", "/etc/passwd"])
+def test_files_of_the_machine_are_not_there(path, process, sandbox):
+    namespaces_or_skip(sandbox)
+    if str(path) == "/home":
+        assert process.call("look", "os.listdir('/home')") == ["student"]
+    else:
+        assert process.call("look", f"os.path.exists({str(path)!r})") is False
+
+
+def test_nothing_can_be_written_outside_of_the_own_folder(process, sandbox):
+    namespaces_or_skip(sandbox)
+    for path in (sys.base_prefix, "/usr", "/", *sandbox.packages):
+        with pytest.raises(StudentError, match="Read-only|denied"):
+            process.call("look", f"open({path + '/new'!r}, 'w')")
+    assert process.call("look", "open('mine', 'w').write('x')") == 1
+
+
+def test_there_is_no_network_and_there_are_no_other_processes(process, sandbox):
+    namespaces_or_skip(sandbox)
+    with pytest.raises(StudentError, match="unreachable|not permitted|refused"):
+        process.call("look", "socket.create_connection(('1.1.1.1', 53), 2)")
+    with pytest.raises(StudentError):
+        process.call("look", "socket.getaddrinfo('example.org', 80)")
+    assert process.call("look", "os.getpid()") == 1
+    assert set(process.call("look", "[p for p in os.listdir('/proc') if p.isdigit()]")) <= {"1"}
+
+
+def test_there_are_no_rights_to_be_had(process, sandbox):
+    namespaces_or_skip(sandbox)
+    status = process.call("look", "open('/proc/self/status').read()")
+    assert "CapEff:\t0000000000000000" in status
+    assert "NoNewPrivs:\t1" in status
+    assert process.call("look", "os.getuid()") != 0
+    for call in ("os.chroot('/tmp')", "os.setuid(0)", "os.kill(0, 0) or os.mknod('x')"):
+        with pytest.raises(StudentError):
+            process.call("look", call)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["__import__('ddimlib').NoiseSchedule", "__import__('ddimlib').ddim_step", "__import__('ddimlib.schedule')", "__import__('ddimlib.samplers')",
+     "__import__('ddimlib.oracle')", "__import__('ddimlib.latents')", "__import__('ddimlib.timesteps')", "__import__('diffusers').DDIMScheduler",
+     "__import__('classroom.checks')", "__import__('denoising_diffusion_pytorch').GaussianDiffusion"],
+)  # fmt: skip
+def test_the_library_is_no_answer_key(expression, process):
+    with pytest.raises(StudentError, match="not there while|No module|no attribute"):
+        process.call("look", expression)
+
+
+def test_the_library_cannot_be_read_either(process, sandbox):
+    """No file that can be reached holds the names of what students are to write."""
+    namespaces_or_skip(sandbox)
+    search = (
+        "[os.path.join(d, f) for top in [p for p in sys.path if p] for d, _, fs in os.walk(top) for f in fs "
+        "if ('ddim' in d.lower() or 'classroom' in d or 'diffus' in d.lower()) and f.endswith('.py')]"
+    )
+    found = {Path(p).name for p in process.call("look", search)}
+    assert found <= {"__init__.py", "checking.py", "data.py", "unet.py", "plotting.py", "wire.py", "isolation.py", "worker.py"}
+    assert "abar" not in "".join((ROOT / "ddimlib" / name).read_text() for name in ("checking.py", "data.py", "unet.py"))
+
+
+def test_one_students_process_does_not_see_another(sandbox):
+    first, second = Process(sandbox, PATIENCE), Process(sandbox, PATIENCE)
+    try:
+        for process in (first, second):
+            process.run("import os, sys\ndef look(expression): return eval(expression)", "cell a")
+        first.call("look", "open('answer', 'w').write('42')")
+        first.call("look", "setattr(sys, 'answer', 42)")
+        assert second.call("look", "os.path.exists('answer')") is False
+        assert second.call("look", "hasattr(sys, 'answer')") is False
+    finally:
+        first.stop()
+        second.stop()
+
+
+def test_nothing_is_left_running_and_no_folder_is_left(tmp_path, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with Sandbox() as sandbox:
+        process = Process(sandbox, PATIENCE)
+        process.run("import os, time\ndef f():\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(10**6)", "cell a")
+        process.call("f")
+        process.stop()
+        server = sandbox.server.pid
+    assert list(tmp_path.iterdir()) == []
+    assert not Path(f"/proc/{server}").exists()
+    if sandbox.level == "namespaces":
+        time.sleep(0.5)
+        mine = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"classroom.worker" in _bytes(p)]
+        assert not [p for p in mine if str(tmp_path).encode() in _bytes(p)]
+
+
+def _bytes(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def test_a_machine_without_namespaces_is_refused_unless_that_is_accepted(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("classroom.isolation._enter_namespaces", None)
+    nbformat.write(released("ps1"), tmp_path / "anna.ipynb")
+    real = Sandbox.__init__
+
+    def weak(self, strongest="namespaces"):
+        real(self, "process")
+
+    monkeypatch.setattr(Sandbox, "__init__", weak)
+    assert grade_folder(tmp_path, tmp_path / "out") == 3
+    assert "ISOLATION=process" in capsys.readouterr().out
+    assert not (tmp_path / "out" / "grades.csv").exists()
+    assert grade_folder(tmp_path, tmp_path / "out", "--isolation", "process") == 0
+    assert rows_of(tmp_path / "out" / "grades.csv")[1]["ps1"] == "0"
+
+
+# Names of files, as learning platforms give them
+
+
+@pytest.mark.parametrize(
+    ("path", "student", "identifier"),
+    [
+        ("anna.ipynb", "anna", ""),
+        ("anna/ps1.ipynb", "anna", ""),
+        ("ps1/anna.ipynb", "anna", ""),
+        ("ps1/anna/x.ipynb", "anna", ""),
+        ("anna/ps1/ps1.ipynb", "anna", ""),
+        ("curiemarie_4711_900123_ps1.ipynb", "curiemarie", "4711"),
+        ("curiemarie_LATE_4711_900123_ps1-2.ipynb", "curiemarie", "4711"),
+        ("Marie Curie_4711_assignsubmission_file_/ps1.ipynb", "Marie Curie", "4711"),
+        ("Marie Curie_4711_assignsubmission_file/ps1.ipynb", "Marie Curie", "4711"),
+    ],
+)
+def test_whose_file_it_is(path, student, identifier, tmp_path):
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text("{}")
+    (found,) = submissions(tmp_path)
+    assert (found.student, found.identifier) == (student, identifier)
+
+
+def test_names_and_numbers_come_from_the_roster(tmp_path):
+    students = [{"student": "curiemarie", "identifier": "4711", "scores": {"ps1": 20.0}}, {"student": "meitner", "identifier": "", "scores": {"ps1": 9.5}}]
+    roster = [{"Student": "Curie, Marie", "ID": "4711", "SIS User ID": "s1", "SIS Login ID": "mc", "Section": "A"}]
+    table = reports.canvas_table(students, {"ps1": 26}, roster)
+    assert table.splitlines()[0] == "Student,ID,SIS User ID,SIS Login ID,Section,ps1"
+    assert '"Curie, Marie",4711,s1,mc,A,20' in table
+    assert "meitner,,,meitner,,9.5" in table
+
+
+def test_of_an_added_cell_only_definitions_are_run():
+    source = "import os\nx = 3\n%matplotlib inline\nlosses = train()\nplot(x)\ndef f():\n    return x\nfor i in range(10**9): pass\ng = lambda y: y"
+    kept = definitions(source)
+    assert "def f" in kept
+    assert "import os" in kept
+    assert "lambda" in kept
+    assert "train" not in kept
+    assert "for" not in kept
+
+
+def test_a_notebook_without_nbgraders_marks_is_graded_by_its_names(sandbox, references):
+    notebook = filled("ps1")
+    for cell in notebook.cells:
+        cell.metadata.pop("nbgrader", None)
+    result = grade(SETS["ps1"], references["ps1"], cells_of(notebook), sandbox, PATIENCE, 10 * PATIENCE)
+    assert sum(v["points"] for v in result["verdicts"]) == 24
