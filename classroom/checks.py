@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from classroom.notebooks import Cell, Check, ProblemSet, definitions, without_magics
+from classroom.notebooks import Cell, Check, ProblemSet, definitions, hidden_tests_removed, without_magics
 from classroom.sandbox import Process, Sandbox, Stopped, StudentError
 
 REQUEST_SECONDS, TOTAL_SECONDS = 10.0, 60.0
@@ -120,7 +120,11 @@ def students_cells(problem_set: ProblemSet, handed_in: list[Cell]) -> tuple[list
         known = original.get(cell.grade_id)
         if known is None or known.solution:
             cells.append(Cell("code", cell.source, cell.grade_id, solution=known is not None))
+    texts = {c.grade_id: c.source.rstrip() for c in handed_in}
     for grade_id, cell in original.items():
+        given = hidden_tests_removed(cell.source)
+        if grade_id in present and cell.locked and texts[grade_id] != given.rstrip():
+            remarks.append(f"You changed the cell {grade_id}; the original was used.")
         if grade_id not in present:
             kind = "answer" if cell.solution else "check" if cell.grade else "given"
             remarks.append(f"The {kind} cell {grade_id} is missing from your notebook" + ("." if cell.solution else "; the original was used."))
@@ -148,7 +152,7 @@ def run_check(check: Check, student: Student) -> Verdict:
     except Stopped as error:
         return verdict(f"Your code was stopped: {error}.")
     except Exception as error:  # what the student's function returned made the check itself fail
-        return verdict(f"What your code returned does not fit: {type(error).__name__}: {error}"[:600])
+        return verdict(f"What your code returned does not fit the check ({type(error).__name__}: {error})."[:600])
     return verdict("")
 
 

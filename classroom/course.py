@@ -6,7 +6,6 @@ What it does not do here is run students' code: its own executor would do so bes
 
 import logging
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -151,10 +150,3 @@ def _checked(result: dict[str, Any], what: str) -> None:
     if not result["success"]:
         said = result.get("error") or result.get("log") or ""
         raise CourseError(f"nbgrader failed at {what}: {said[-1500:]}")
-
-
-def hidden_tests_removed(source: str) -> str:
-    """A check as it stands in the students' notebook."""
-    return re.sub(r"^ *### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS *\n?", "", source, flags=re.S | re.M).rstrip("\n")
-
-

@@ -153,6 +153,11 @@ def defined_names(source: str) -> list[str]:
     return names
 
 
+def hidden_tests_removed(source: str) -> str:
+    """A check as it stands in the students' notebook."""
+    return re.sub(r"^ *### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS *\n?", "", source, flags=re.S | re.M).rstrip("\n")
+
+
 def without_magics(source: str) -> str:
     """The cell with IPython's own commands (%…, !…) left out, line by line; a cell magic (%%…) leaves nothing."""
     if source.lstrip().startswith("%%"):

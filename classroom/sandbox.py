@@ -1,5 +1,6 @@
 """The grader's end: processes that run a student's code in isolation, asked and stopped from here."""
 
+import functools
 import json
 import os
 import secrets
@@ -25,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ("data.py", "unet.py", "checking.py")
 """Files of ddimlib that a student's code may use while it is graded: images, a network, and the printing of differences."""
 
-ANSWER_KEYS = ("diffusers", "denoising_diffusion_pytorch", "k_diffusion", "ddimlib", "classroom", "nbgrader")
+ANSWER_KEYS = ("diffusers", "denoising_diffusion_pytorch", "k_diffusion", "onnxruntime", "ddimlib", "classroom", "nbgrader")
 """Packages that hold what a student is to write, or how it is graded; their folders are empty in there."""
 
 _FACE = '''"""The part of the library that is there while work is graded."""
@@ -154,6 +155,7 @@ class Process:
         self.functions: list[Callable[..., Any]] = []
         self.networks: list[nn.Module] = []
         self.dead: str | None = None
+        self.deadline: float | None = None
         self.level = str(self._answer_to(None, [])["level"])
 
     def run(self, source: str, name: str) -> list[str]:
@@ -217,7 +219,8 @@ class Process:
 
     def _answer_to(self, message: Any, tensors: list[Tensor]) -> Any:
         """Send a request, unless it is None, and wait for the answer; reply to what the other side asks on the way."""
-        deadline = time.monotonic() + self.seconds
+        outermost = self.deadline is None
+        deadline = self.deadline = self.deadline or time.monotonic() + self.seconds
         try:
             if message is not None:
                 self.channel.send(message, tensors, deadline)
@@ -234,6 +237,9 @@ class Process:
             self._die("its process ended: by os._exit, for want of memory, or at a limit of its time", error)
         except (WireError, KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError) as error:
             self._die(f"it sent an answer that cannot be read ({error})", error)
+        finally:
+            if outermost:
+                self.deadline = None
 
     def _reply(self, question: dict[str, Any], deadline: float) -> None:
         function = self.functions[int(question["ask"])]
@@ -243,7 +249,7 @@ class Process:
             kwargs = {str(k): unpack(v, self._read, self._received) for k, v in question["kwargs"].items()}
             with torch.no_grad():
                 reply = {"ok": pack(function(*args, **kwargs), self._write, tensors)}
-        except WireError:
+        except (WireError, Stopped):
             raise
         except Exception as error:
             tensors, reply = [], {"error": {"text": f"{type(error).__name__}: {error}"[:300]}}
@@ -266,8 +272,22 @@ class Process:
         raise WireError(f"a check passes a {type(value).__name__}, which cannot be sent")
 
     def _read(self, node: Any) -> Any:
-        ((kind, _),) = node.items()
+        ((kind, content),) = node.items()
+        if kind == "function":
+            return self.functions[int(content)]
+        if kind == "lent":
+            return functools.partial(self._call_back, int(content))
         return Foreign(str(kind)[:60])
+
+    def _call_back(self, number: int, *args: Any, **kwargs: Any) -> Any:
+        """Call a function that the student's code passed to one of the grader's."""
+        tensors: list[Tensor] = []
+        message = {"do": "back", "number": number, "args": [pack(a, self._write, tensors) for a in args],
+                   "kwargs": {k: pack(v, self._write, tensors) for k, v in kwargs.items()}}  # fmt: skip
+        reply = self._answer_to(message, tensors)
+        if "error" in reply:
+            raise StudentError(str(reply["error"]["type"])[:60], str(reply["error"]["text"])[:600])
+        return unpack(reply["ok"], self._read, self._received)
 
 
 def _write_library(folder: Path) -> None:

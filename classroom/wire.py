@@ -40,8 +40,10 @@ class Foreign:
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    def __repr__(self) -> str:
-        return f"<{self.kind}>"
+    def _refuse(self, *_: Any) -> Any:
+        raise TypeError(f"it is a {self.kind}")
+
+    __getitem__ = __len__ = __iter__ = __sub__ = __rsub__ = __add__ = __mul__ = __lt__ = __gt__ = __float__ = _refuse
 
 
 def pack(value: Any, extra: Extra, tensors: list[Tensor]) -> Any:

@@ -35,6 +35,7 @@ class Worker:
         self.names["__name__"] = "__main__"
         self.networks: list[nn.Module] = []
         self.replaced: dict[str, Any] = {}
+        self.lent: list[Any] = []  # functions of the student's that the grader may call while it answers a question
 
     def serve(self) -> None:
         """Obey until the grader hangs up."""
@@ -43,19 +44,21 @@ class Worker:
                 message, tensors = self.channel.receive()
             except EOFError:
                 return
-            self.networks = []
-            sent: list[torch.Tensor] = []
-            try:
-                answer = self.obey(message, tensors)
-                reply = {"ok": pack(answer, self.write, sent)}
-                networks = [pack(dict(network.state_dict()), self.write, sent) for network in self.networks]
-                reply["networks"] = networks
-            except BaseException as error:  # SystemExit, too, is an answer of the student's code
-                sent, reply = [], {"error": described(error)}
-            try:
-                self.channel.send(reply, sent)
-            except WireError as error:
-                self.channel.send({"error": {"type": "ValueError", "text": f"the answer is too large: {error}"}}, [])
+            self.networks, self.lent = [], []
+            self.reply_to(message, tensors)
+
+    def reply_to(self, message: Any, tensors: list[torch.Tensor]) -> None:
+        """Do what one message asks for, and send the outcome."""
+        sent: list[torch.Tensor] = []
+        try:
+            reply = {"ok": pack(self.obey(message, tensors), self.write, sent)}
+            reply["networks"] = [pack(dict(network.state_dict()), self.write, sent) for network in self.networks]
+        except BaseException as error:  # SystemExit, too, is an answer of the student's code
+            sent, reply = [], {"error": described(error)}
+        try:
+            self.channel.send(reply, sent)
+        except WireError as error:
+            self.channel.send({"error": {"type": "ValueError", "text": f"the answer is too large: {error}"}}, [])
 
     def obey(self, message: Any, tensors: list[torch.Tensor]) -> Any:
         if message["do"] == "run":
@@ -72,7 +75,7 @@ class Worker:
             return None
         if message["do"] == "get":
             return self.names[message["name"]]
-        function = self.names[message["name"]]
+        function = self.lent[message["number"]] if message["do"] == "back" else self.names[message["name"]]
         arguments = [unpack(a, self.read, tensors) for a in message["args"]]
         return function(*arguments, **{k: unpack(v, self.read, tensors) for k, v in message["kwargs"].items()})
 
@@ -80,7 +83,7 @@ class Worker:
         """A function of the grader's becomes one that asks it; a network is built from the class of the same name here."""
         ((kind, content),) = node.items()
         if kind == "function":
-            return lambda *args, **kwargs: self.ask(content, args, kwargs)
+            return Theirs(self, content)
         network = self.names[content["class"]](*content["args"])
         network.load_state_dict({k: torch.tensor(v[1]).reshape(v[0]) for k, v in content["state"]})
         self.networks.append(network)
@@ -89,15 +92,38 @@ class Worker:
     def write(self, value: Any) -> Any:
         return {"foreign": f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")}
 
+    def lend(self, value: Any) -> Any:
+        """A function in an argument: the grader's own goes back as what it is, another may be called from there."""
+        if isinstance(value, Theirs):
+            return {"function": value.number}
+        if not callable(value):
+            return self.write(value)
+        self.lent.append(value)
+        return {"lent": len(self.lent) - 1}
+
     def ask(self, number: int, args: Any, kwargs: Any) -> Any:
+        """Call a function of the grader's."""
         sent: list[torch.Tensor] = []
-        arguments = {"args": [pack(a, self.write, sent) for a in args]}
-        arguments["kwargs"] = {k: pack(v, self.write, sent) for k, v in kwargs.items()}  # type: ignore[assignment]
-        self.channel.send({"ask": number, **arguments}, sent)
+        question = {"ask": number, "args": [pack(a, self.lend, sent) for a in args],
+                    "kwargs": {k: pack(v, self.lend, sent) for k, v in kwargs.items()}}  # fmt: skip
+        self.channel.send(question, sent)
         reply, tensors = self.channel.receive()
+        while "do" in reply:  # the grader calls a function that was lent to it, before it answers
+            self.reply_to(reply, tensors)
+            reply, tensors = self.channel.receive()
         if "error" in reply:
             raise RuntimeError(reply["error"]["text"])
         return unpack(reply["ok"], self.read, tensors)
+
+
+class Theirs:
+    """A function of the grader's, to be called from here."""
+
+    def __init__(self, worker: Worker, number: int) -> None:
+        self.worker, self.number = worker, number
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.worker.ask(self.number, args, kwargs)
 
 
 def described(error: BaseException) -> dict[str, str]:

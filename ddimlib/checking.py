@@ -29,9 +29,11 @@ def compare(
         CheckFailed: when they differ.
     """
     wanted = torch.as_tensor(expected, dtype=torch.float64)
-    if not isinstance(seen, Tensor | int | float) or isinstance(seen, bool):
-        kind = "None (is there a `return`?)" if seen is None else f"{_kind(seen)}"
-        raise CheckFailed(f"{what} is {kind}, but should be {_shape_in_words(wanted)}.")
+    if not isinstance(seen, Tensor | int | float) or isinstance(seen, bool) or "complex" in _kind(seen):
+        kind = "None (is there a `return`?)" if seen is None else _kind(seen)
+        if "complex" in kind:
+            kind = "complex: somewhere the root of a negative number was taken (σ in place of σ²?). It"
+        raise CheckFailed(f"{what} is {kind}{', but' * ('complex' not in kind)} should be {_shape_in_words(wanted)}.")
     value = torch.as_tensor(seen).detach().cpu()
     if value.shape != wanted.shape:
         raise CheckFailed(f"{what} is {_shape_in_words(value)}, but should be {_shape_in_words(wanted)}.")
@@ -93,4 +95,4 @@ def _shape_in_words(x: Tensor) -> str:
 
 
 def _kind(value: Any) -> str:
-    return getattr(value, "kind", None) or type(value).__name__
+    return str(value.dtype) if isinstance(value, Tensor) else getattr(value, "kind", None) or type(value).__name__

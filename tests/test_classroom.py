@@ -18,9 +18,9 @@ import torch
 from classroom import reports
 from classroom.__main__ import main
 from classroom.checks import Reference, Student, grade, run_check, students_cells
-from classroom.course import RELEASED, ROOT, hidden_tests_removed, release
-from classroom.notebooks import Cell, UnreadableError, definitions, key_of, parse_cells, problem_sets, read_cells, submissions
-from classroom.sandbox import Process, Sandbox, StudentError, Stopped
+from classroom.course import RELEASED, ROOT, release
+from classroom.notebooks import Cell, UnreadableError, definitions, hidden_tests_removed, key_of, parse_cells, problem_sets, read_cells, submissions
+from classroom.sandbox import ANSWER_KEYS, Process, Sandbox, StudentError, Stopped
 
 SETS = problem_sets(ROOT / "assignments" / "source")
 PATIENCE = 30.0  # seconds for one answer, on a busy machine
@@ -185,6 +185,39 @@ SLIPS = [
     ("ps1", "loss", ".mean()", ".sum()", {"loss"}, "summed over pixels"),
     ("ps1", "loss", "- noise).square()", "- images).square()", {"loss"}, "compared with the image"),
     ("ps1", "train", "        loss.backward()\n", "", {"train"}, "weights hardly changed"),
+    ("ps2", "times", "[i * T // S for i in range(S, 0, -1)]", "list(range(T, 0, -(T // S)))", {"times"}, "does not divide T"),
+    ("ps2", "times", "range(S, 0, -1)", "range(S - 1, -1, -1)", {"times"}, "off by one"),
+    ("ps2", "times", "i * T // S", "i * T // S - 1", {"times"}, "one time step too early"),
+    ("ps2", "image", "/ a**0.5", "/ a", {"image"}, "ᾱ in place of √ᾱ"),
+    ("ps2", "image", "(1 - a) ** 0.5", "(1 - a)", {"image"}, "1 - ᾱ in place of its root"),
+    ("ps2", "move", " + (1 - a_to) ** 0.5 * eps", "", {"move"}, "no noise is put back"),
+    ("ps2", "move", "(1 - a_to) ** 0.5 * eps", "(1 - a_from) ** 0.5 * eps", {"move"}, "all of the old noise"),
+    ("ps2", "sigma", " ** 0.5", "", {"sigma"}, "a variance, in place of σ"),
+    ("ps2", "sigma", "eta * (", "(eta * ", {"sigma"}, "η is put under the root"),
+    ("ps2", "family", "sigma**2", "sigma", {"family"}, "root of a negative"),
+    ("ps2", "family", " - sigma**2", "", {"family"}, "the old noise is not reduced"),
+    ("ps2", "family", "sigma * z", "sigma**2 * z", {"family"}, "a variance, in place of σ"),
+    ("ps2", "limited", "(x - a**0.5 * image) / (1 - a) ** 0.5", "eps", {"limited"}, "clipped but ε is kept"),
+    ("ps2", "limited", ".clamp(-1, 1)", "", {"limited"}, "not limited"),
+    ("ps2", "guided", "scale * (", "(1 + scale) * (", {"guided"}, "1 + w in place of w"),
+    ("ps2", "sampler", "times[i + 1] if i + 1 < len(times) else 0", "t - 1", {"sampler"}, ""),
+    ("ps2", "sampler", "enumerate(times)", "enumerate(times[:-1])", {"sampler"}, "asked"),
+    ("ps2", "spread", "zip(times, [*times[1:], 0])", "zip(times, times[1:])", {"spread"}, "the last step, to t = 0, is missing"),
+    ("ps2", "mended-a", "zip(times, [*times[1:], 0])", "((t, t - 1) for t in times)", {"mended-a"}, "still does"),
+    ("ps2", "mended-b", "        eps = (x - a_from**0.5 * image) / (1 - a_from) ** 0.5\n", "", {"mended-b"}, "clipped but ε is kept"),
+    ("ps2", "mended-c", " - variance) ** 0.5", ") ** 0.5", {"mended-c"}, "still does"),
+    ("ps3", "there", "x / a**0.5", "x / a", {"there"}, "ᾱ in place of √ᾱ"),
+    ("ps3", "there", "((1 - a) / a) ** 0.5", "(1 - a) / a", {"there"}, "in place of their roots"),
+    ("ps3", "back", "(1 + s**2) ** 0.5", "(1 + s**2)", {"back"}, "ᾱ in place of √ᾱ"),
+    ("ps3", "euler", "slope(line, s)", "slope(line, following)", {"euler"}, "where the steps start"),
+    ("ps3", "euler", "(following - s)", "(s - following)", {"euler"}, "sign of the step"),
+    ("ps3", "order", "return -float", "return float", {"order"}, "with the sign turned"),
+    ("ps3", "circle", "return (torch.sin((1 - w) * omega) * a + torch.sin(w * omega) * b) / torch.sin(omega)", "return torch.lerp(a, b, w)", {"circle"}, "(lerp)"),
+    ("ps3", "circle", "omega = torch.arccos((x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1)))", "omega = torch.arccos((x * y).sum() / (x.norm() * y.norm())).expand(len(a))", {"circle"}, ""),
+    ("ps3", "encode", "torch.full((len(x),), t)", "torch.full((len(x),), s)", {"encode"}, "the times that the steps start from"),
+    ("ps3", "decode", "[*times[-2::-1], 0]", "times[-2::-1]", {"decode"}, "asked at"),
+    ("ps3", "trip", ".sqrt()", "", {"trip"}, "mean square in place of its root"),
+    ("ps3", "edit", "encode(with_label(old)", "encode(with_label(new)", {"edit"}, "the label 3 twice"),
 ]  # fmt: skip
 
 
@@ -272,7 +305,7 @@ HOSTILE = {
     "forged-answer": (spoilt("import os", "for fd in range(3, 64):", "    try: os.write(fd, b'\\0' * 7 + b'\\2' + b'\\0' * 8 + b'{}')", "    except OSError: pass"), 1, "cannot be read"),
     "garbage-answer": (spoilt("import os", "for fd in range(3, 64):", "    try: os.write(fd, b'\\xff' * 4096)", "    except OSError: pass"), 1, "cannot be read"),
     "library": (spoilt("from ddimlib import SeededNoise", "return SeededNoise(seeds).draw(shape)"), 1, "not there while your work is graded"),
-    "syntax-error": (filled("ps1", [("ps1-one-step", "return", "retrun")]), 2, "SyntaxError"),
+    "syntax-error": (filled("ps1", [("ps1-one-step", "return", "return (")]), 2, "SyntaxError"),
     "renamed-function": (filled("ps1", [(LAST, "def seeded_noise", "def my_noise")]), 1, "renamed or deleted"),
 }  # fmt: skip
 
@@ -424,14 +457,6 @@ def test_the_results_are_for_the_teacher_alone(classroom):
 
 # What a student's code can see and reach
 
-NAMESPACES = pytest.mark.skipif("sandbox_level() != 'namespaces'", reason="this machine gives no namespaces")
-
-
-def sandbox_level():
-    with Sandbox() as sandbox:
-        return sandbox.level
-
-
 @pytest.fixture(scope="module")
 def process(sandbox):
     process = Process(sandbox, PATIENCE)
@@ -479,7 +504,7 @@ def test_there_are_no_rights_to_be_had(process, sandbox):
     assert "CapEff:\t0000000000000000" in status
     assert "NoNewPrivs:\t1" in status
     assert process.call("look", "os.getuid()") != 0
-    for call in ("os.chroot('/tmp')", "os.setuid(0)", "os.kill(0, 0) or os.mknod('x')"):
+    for call in ("os.chroot('/tmp')", "os.setuid(0)", "os.mknod('x', 0o20600, 259)"):
         with pytest.raises(StudentError):
             process.call("look", call)
 
@@ -495,16 +520,16 @@ def test_the_library_is_no_answer_key(expression, process):
         process.call("look", expression)
 
 
-def test_the_library_cannot_be_read_either(process, sandbox):
-    """No file that can be reached holds the names of what students are to write."""
-    namespaces_or_skip(sandbox)
-    search = (
-        "[os.path.join(d, f) for top in [p for p in sys.path if p] for d, _, fs in os.walk(top) for f in fs "
-        "if ('ddim' in d.lower() or 'classroom' in d or 'diffus' in d.lower()) and f.endswith('.py')]"
-    )
-    found = {Path(p).name for p in process.call("look", search)}
-    assert found <= {"__init__.py", "checking.py", "data.py", "unet.py", "plotting.py", "wire.py", "isolation.py", "worker.py"}
-    assert "abar" not in "".join((ROOT / "ddimlib" / name).read_text() for name in ("checking.py", "data.py", "unet.py"))
+def test_no_other_package_that_is_shown_has_a_diffusion_sampler_in_it(sandbox):
+    """Whatever is installed beside PyTorch: the names by which public code calls ᾱ must not be found."""
+    for folder in sandbox.packages:
+        search = ["grep", "-rlE", "--include=*.py", r"alphas_cumprod|DDIM|add_noise", "."]
+        hits = subprocess.run(search, cwd=folder, capture_output=True, text=True).stdout.splitlines()
+        assert not {hit.split("/")[1] for hit in hits} - set(ANSWER_KEYS)
+    library = next(sandbox.folder.glob("library"))
+    assert not subprocess.run(["grep", "-rlE", "abar|alpha_bar|ᾱ", library], capture_output=True, text=True).stdout.replace(
+        str(library / "ddimlib" / "checking.py"), ""
+    ).strip()
 
 
 def test_one_students_process_does_not_see_another(sandbox):
