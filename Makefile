@@ -73,7 +73,7 @@ lab: $(STAMP)  ## Open the chapters in JupyterLab
 serve: $(SITE)  ## Serve the built site on localhost (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
-run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/04-few-steps.ipynb; default: all)
+run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/05-few-steps.ipynb; default: all)
 	TQDM_DISABLE=1 $(BIN)/python tools/run_notebooks.py $(NB)
 
 # A part that is finished is not made again, one that was interrupted is continued; remove runs/NAME to start anew.
@@ -144,7 +144,7 @@ $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
 	    --steps $(RECONSTRUCTION_STEPS) --iterations 0 3 --out $(@:.json=.part.json)
 	mv $(@:.json=.part.json) $@
 
-# What chapter 10 needs besides: the weights of the last step against the averaged ones, other spacings, images to look at.
+# What chapter 11 needs besides: the weights of the last step against the averaged ones, other spacings, images to look at.
 COLOUR := $(RUNS)/cifar10
 weights-cifar10: $(COLOUR)/last.json $(COLOUR)/leading.json $(COLOUR)/quadratic.json \
     $(COLOUR)/grid-model/manifest.json $(COLOUR)/grid-last/manifest.json

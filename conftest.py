@@ -9,9 +9,9 @@ from PIL import Image
 
 from ddimlib.pretrained import available
 
-# Chapter 10 is finished but for its network, which takes a GPU to train. Until that is shipped the notebook has no outputs
-# and no place in _toc.yml, and is tested with a stand-in (tests/test_chapter_10.py).
-WAITING = [] if "cifar10" in available() else ["10-cifar10.ipynb"]
+# Chapter 11 is finished but for its network, which takes a GPU to train. Until that is shipped the notebook has no outputs
+# and no place in _toc.yml, and is tested with a stand-in (tests/test_chapter_11.py).
+WAITING = [] if "cifar10" in available() else ["11-colour.ipynb"]
 
 collect_ignore_glob = ["_build/*", "book/problem_sets/*"]  # problem sets are for the reader to complete
 collect_ignore_glob += [f"book/{name}" for name in WAITING]

@@ -32,7 +32,7 @@ from ddimlib.pretrained import available, average_models, build_model, load_mode
 from ddimlib.provenance import provenance
 from ddimlib.samplers import Eta, sample
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.storage import write_atomically, write_json
+from ddimlib.storage import read_tensors, write_atomically, write_json
 from ddimlib.timesteps import Spacing
 from ddimlib.training import RECIPES, Trainer, TrainingConfig
 
@@ -57,6 +57,11 @@ def train_command(args: argparse.Namespace) -> int:
         model.load_state_dict(_load(args.start_from, "cpu")[0].state_dict())
     given = {f.name: getattr(args, f.name) for f in fields(TrainingConfig) if f.name in args}
     config = replace(recipe.training, **given)
+    if (
+        args.fit_minutes is not None and (out / "checkpoint.safetensors").exists()
+    ):  # a run that goes on keeps its length
+        stored = read_tensors(out / "checkpoint.safetensors")[1]
+        config = replace(config, steps=stored["config"]["steps"])
     trainer = Trainer(
         model,
         schedule,
@@ -73,6 +78,10 @@ def train_command(args: argparse.Namespace) -> int:
     torch.backends.cudnn.benchmark = True  # all batches have one shape: its fastest convolutions are worth looking for
     if torch.device(args.device).type == "cuda":
         torch.set_float32_matmul_precision("high")  # enough for Muon's matrix products
+    if args.fit_minutes is not None and trainer.step == 0:
+        trainer.fit(60 * args.fit_minutes - (time.monotonic() - begin))
+        config = trainer.config
+        print(f"{config.steps} steps fit into {args.fit_minutes:g} minutes")
     left = math.inf if args.minutes is None else 60 * args.minutes - (time.monotonic() - begin)
     finished = trainer.run(progress=not args.quiet and rank() == 0, stop_after=left)
     exchange(None)  # rank 0 has saved: torchrun ends every process when one returns an exit status
@@ -355,6 +364,12 @@ def parser() -> argparse.ArgumentParser:
         help="""changes to the recipe's network, such as '{"widths": [64, 128, 192]}' (default: none)""",
     )
     p.add_argument("--minutes", type=float, help="stop after so long, with a checkpoint (default: at the end)")
+    p.add_argument(
+        "--fit-minutes",
+        type=float,
+        help="choose the number of steps so that the run, loading and compiling included, ends after so long: its speed is "
+        "measured first (default: --steps)",
+    )
     p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
     p.add_argument("--out", help="folder of the checkpoint and the finished model (default: runs/DATA)")
     recipes = argparse.SUPPRESS  # an option that is not given is absent, and the recipe's value stays

@@ -1,5 +1,6 @@
 """Image data sets as tensors: torchvision's own, any folder of images, and a small bundled sample."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,8 @@ def _load_folder(folder: Path) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import ImageFolder
 
     dataset = ImageFolder(str(folder))
-    images = [np.asarray(image) for image, _ in dataset]
+    with ThreadPoolExecutor() as decoders:  # decoding leaves the interpreter free
+        images = list(decoders.map(lambda sample: np.asarray(dataset.loader(sample[0])), dataset.samples))
     for (path, _), image in zip(dataset.samples, images, strict=True):
         if image.shape != images[0].shape:
             raise ValueError(

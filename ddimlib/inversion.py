@@ -5,7 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from ddimlib.samplers import Denoiser, ddim_step, evaluate
+from ddimlib.checks import check_images, check_int
+from ddimlib.denoisers import Asked, Denoiser, check_model
+from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.timesteps import check_timesteps
 
@@ -14,9 +16,10 @@ def invert(
     model: Denoiser,
     schedule: NoiseSchedule,
     x_0: Tensor,
-    steps: Sequence[int],
+    steps: int | Sequence[int],
     iterations: int = 0,
     residuals: list[float] | None = None,
+    differentiable: bool = False,
 ) -> Iterator[Tensor]:
     """Encode an image: walk the sampler's pairs in reverse, (0, τ_1), …, (τ_{S-1}, τ_S), yielding each state.
 
@@ -30,42 +33,40 @@ def invert(
       exact inverse; it is reached when the network changes slowly enough with x for the map to contract. Pan et al. 2023
       edit images this way.
 
-    The book, chapter 7. A NaN from the network is passed on, since a check at every step would make a GPU wait; of the
+    The book, chapter 9. A NaN from the network is passed on, since a check at every step would make a GPU wait; of the
     library's functions :func:`ddimlib.sample` alone checks its result.
 
     Args:
-        model: the denoiser.
-        schedule: its noise schedule.
-        x_0: images in [-1, 1], [B, C, H, W].
-        steps: the timesteps of the sampler to be inverted, decreasing, in 1..T.
+        model, schedule, differentiable: as for :func:`ddimlib.ddim`.
+        x_0: images in [-1, 1], [B, C, H, W]; a warning says when they seem to lie in [0, 1].
+        steps: the timesteps of the sampler to be inverted, decreasing, in 1..T; or their number, spaced as "linspace".
         iterations: fixed-point iterations a step; (1 + iterations) · S network evaluations in all.
         residuals: a list that receives, for each implicit step, the largest change that its last iteration made to a pixel.
 
     Yields:
-        S states at τ_1, …, τ_S, the last of which is x_T.
+        S states at τ_1, …, τ_S, the last of which is x_T: `x_T = last(invert(...))`.
 
     Raises:
-        ValueError: before the first evaluation, for bad steps, a negative `iterations`, or an x_0 that is not finite.
+        ValueError: before the first evaluation, for bad steps, a negative `iterations`, or an x_0 that is no image; and for a
+            step to ᾱ_T = 0, where nothing of the image is left to come back from.
     """
-    steps = list(steps)
-    check_timesteps(schedule.T, steps)
-    if not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations must be an integer of at least 0, got {iterations!r}; 0 is the explicit inverse")
-    if not (x_0.is_floating_point() and x_0.isfinite().all()):
-        raise ValueError(
-            f"x_0 must be a finite floating-point tensor, got dtype {x_0.dtype}, or NaN or infinity inside"
-        )
+    check_model(model, schedule)
+    check_images("x_0", x_0)
+    steps = check_timesteps(schedule.T, steps)
+    schedule.check_noise_is_known(steps[0])
+    iterations = check_int("iterations", iterations, 0, fix="0 is the explicit inverse")
+    asked = Asked(model, differentiable)
 
     def walk() -> Iterator[Tensor]:
-        x_s = x_0
+        x_s = x_0 if differentiable else x_0.detach()
         ascending = steps[::-1]
         for s, t in zip([0, *ascending], ascending, strict=False):
-            x_t = ddim_step(schedule, x_s, evaluate(model, x_s, t), s, t)
+            x_t = ddim_step(schedule, x_s, asked(x_s, t), s, t)
             change = math.nan
             for i in range(iterations):
-                previous, x_t = x_t, ddim_step(schedule, x_s, evaluate(model, x_t, t), s, t)
+                previous, x_t = x_t, ddim_step(schedule, x_s, asked(x_t, t), s, t)
                 if residuals is not None and i == iterations - 1:
-                    change = float((x_t - previous).abs().max())
+                    change = float((x_t - previous).detach().abs().max())
             if residuals is not None and iterations:
                 residuals.append(change)
             x_s = x_t

@@ -1,13 +1,15 @@
-"""Starting noise: one seed for each sample, and paths between two latents."""
+"""Noise as an input: one seed for each sample, every source a sampler accepts, and paths between two latents."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Union
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ddimlib.schedule import check_same_shape
+from ddimlib.checks import KindError, check_finite, check_floats, check_int, check_number, check_same_shape, describe
+
+MOST_SEEDS = 2**32
 
 
 def mixed_seed(*entropy: int) -> int:
@@ -19,45 +21,76 @@ def sample_seeds(seed: int, n: int, start: int = 0) -> list[int]:
     """Seeds of samples start, …, start + n - 1 of the run `seed`: well mixed, so that runs 0 and 1 share no sample.
 
     Raises:
-        ValueError: when `seed` or `start` is outside 0..2³²-1 (beyond, two runs would share samples).
+        ValueError: when `seed` or `start` is outside 0..2³²-1 (beyond, two runs would share samples), or n is negative.
     """
-    if not (0 <= seed < 2**32 and 0 <= start < 2**32):
-        raise ValueError(f"seed and start must lie in 0..{2**32 - 1}, got {seed} and {start}")
-    return [mixed_seed(seed, i) for i in range(start, start + n)]
+    seed, start = (check_int(name, x, 0, MOST_SEEDS - 1) for name, x in (("seed", seed), ("start", start)))
+    return [mixed_seed(seed, i) for i in range(start, start + check_int("n", n, 0))]
 
 
 class SeededNoise:
     """A source of Gaussian noise with a generator of its own for each sample.
 
-    What sample i receives depends on its seed alone: not on the batch around it, on its place there, on the device or on
-    the dtype. (`torch.randn(3)` is not the head of `torch.randn(64, 3)`, and float64 draws differ from float32 ones.)
-    Drawn on the CPU in float32.
+    What sample i receives depends on its seed alone: not on the batch around it, on its place there, on the device, on the
+    dtype or on torch's defaults. (`torch.randn(3)` is not the head of `torch.randn(64, 3)`, and float64 draws differ from
+    float32 ones.) Drawn on the CPU in float32. From seed to images:
+
+        noise = SeededNoise.from_seed(3, n=10)
+        x_T = noise.initial(model.image_shape)
+        images = last(ddim(model, schedule, x_T, 50, eta=1.0, noise=noise))
 
     Args:
-        seeds: one for each sample, each at least 0.
+        seeds: one for each sample, in 0..2⁶⁴-1.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        if not hasattr(seeds, "__iter__"):
+            raise KindError(
+                f"seeds must be a list, one for each sample, got {describe(seeds)}; or use from_seed(seed, n)"
+            )
+        self._seeds = [check_int("each seed", seed, 0, 2**64 - 1) for seed in seeds]
+        self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in self._seeds]
+
+    @classmethod
+    def from_seed(cls, seed: int, n: int, start: int = 0) -> "SeededNoise":
+        """The noise of samples start, …, start + n - 1 of the run `seed`: the same that :func:`ddimlib.sample` draws."""
+        return cls(sample_seeds(seed, n, start))
 
     def __len__(self) -> int:
         return len(self._generators)
 
+    def initial(self, shape: Sequence[int]) -> Tensor:
+        """x_T, the first draw: float32 [B, *shape] on the CPU. Winds the generators back first, so it is the same each time.
+
+        What is drawn afterwards, by a sampler that is given this source, is independent of it.
+        """
+        for seed, generator in zip(self._seeds, self._generators, strict=True):
+            generator.manual_seed(seed)
+        return self.draw(shape)
+
     def draw(self, shape: Sequence[int]) -> Tensor:
         """The next N(0, I) draw, one for each sample: float32 [B, *shape] on the CPU."""
-        return torch.stack([torch.randn(*shape, generator=generator) for generator in self._generators])
+        size = [check_int("each entry of shape", n, 1) for n in shape]
+        if not self._generators:
+            return torch.empty(0, *size, dtype=torch.float32, device="cpu")
+        return torch.stack(
+            [torch.randn(size, generator=g, dtype=torch.float32, device="cpu") for g in self._generators]
+        )
 
     def check_batch(self, like: Tensor) -> None:
         """Raise ValueError unless `like` [B, …] has one sample for each seed."""
         if len(like) != len(self):
-            raise ValueError(f"this noise has {len(self)} seeds, but the batch has {len(like)} samples")
+            raise ValueError(
+                f"this noise has {len(self)} seeds, but the batch has {len(like)} samples; use "
+                f"SeededNoise.from_seed(seed, n={len(like)})"
+            )
 
     def __call__(self, like: Tensor) -> Tensor:
         """The next draw with the shape, dtype and device of `like` [B, …].
 
         Raises:
-            ValueError: when the batch does not have one sample for each seed.
+            ValueError: when the batch does not have one sample for each seed, or is not floating point.
         """
+        check_floats("like", like)
         self.check_batch(like)
         noise = self.draw(like.shape[1:]).to(like.dtype)
         if like.device.type == "cuda":
@@ -65,50 +98,95 @@ class SeededNoise:
         return noise.to(like.device, non_blocking=True)
 
 
+Noise = Union[None, int, torch.Generator, Tensor, SeededNoise, Callable[[Tensor], Tensor]]  # noqa: UP007, one is a string
+"""Step noise: None (drawn from torch's generator), a seed, a generator, a tensor [S, B, C, H, W], a :class:`SeededNoise`, or
+any source that is called with the state it must match."""
+
+
+def noise_source(noise: Noise, x_T: Tensor, count: int) -> Callable[[int, Tensor], Tensor]:
+    """What the i-th of `count` steps calls for its noise, as source(i, x). A seed stands for the noise that
+    `SeededNoise.from_seed(seed, B)` has left after `initial`, so that it never repeats the x_T of the same seed.
+
+    Raises:
+        ValueError: when the noise does not fit x_T [B, C, H, W] or is not finite; KindError, when it is none of these.
+    """
+    if noise is None:
+        return lambda i, x: torch.randn_like(x)
+    if isinstance(noise, torch.Generator):
+        generator = noise
+
+        def drawn(i: int, x: Tensor) -> Tensor:
+            z = torch.randn(x.shape, generator=generator, dtype=torch.float32, device=generator.device)
+            return z.to(x.dtype).to(x.device)
+
+        return drawn
+    if isinstance(noise, Tensor):
+        if noise.shape != (count, *x_T.shape):
+            raise ValueError(f"step noise must be [S, B, C, H, W] = {(count, *x_T.shape)}, got {tuple(noise.shape)}")
+        check_finite("noise", noise, ndim=None)
+        given = noise
+        return lambda i, x: given[i].to(x.dtype).to(x.device)  # in this order: some devices have no float64
+    if not callable(noise):
+        fix = "None, a seed, a torch.Generator, a tensor [S, B, C, H, W], a SeededNoise, or a function of the state"
+        noise = SeededNoise.from_seed(check_int("noise", noise, 0, MOST_SEEDS - 1, fix), len(x_T))
+        noise.initial(x_T.shape[1:])
+    if isinstance(noise, SeededNoise):
+        noise.check_batch(x_T)
+    source = noise
+    return lambda i, x: source(x)
+
+
 def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """The straight line from a to b: (1 - w) a + w b.
 
     Between independent Gaussian latents it leaves the shell where they live: at w = ½ the norm sags to √½ ≈ 0.71 (the book,
-    chapter 6).
+    chapter 8).
 
     Args:
-        a, b: [B, …], same shape.
-        weight: w in [0, 1].
+        a, b: [B, …], floating point, same shape.
+        weight: w, finite; in [0, 1] between a and b.
 
     Raises:
-        ValueError: when the shapes differ.
+        ValueError: when the shapes differ, or a, b or the weight is not finite.
     """
-    check_same_shape("a", a, "b", b)
-    return torch.lerp(a, b, weight)
+    return torch.lerp(*_ends(a, b), _weight(weight))
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """The great-circle path: sin((1-w)ω)/sin ω · a + sin(wω)/sin ω · b, ω the angle between a and b.
 
-    Source: Shoemake 1985; Song et al. 2021, appendix D.5; the book, chapter 6. Keeps the norm of two latents of equal norm.
+    Source: Shoemake 1985; Song et al. 2021, appendix D.5; the book, chapter 8. Keeps the norm of two latents of equal norm.
 
     Args:
-        a, b: [B, …], same shape; each sample has an angle of its own.
-        weight: w in [0, 1].
+        a, b: [B, …], floating point, same shape; each sample has an angle of its own.
+        weight: w, finite; in [0, 1] between a and b.
 
     Raises:
-        ValueError: when the shapes differ, the weight is NaN or infinite, a or b is 0 (no direction), or they point in opposite
-            directions (no unique path).
+        ValueError: as :func:`lerp`, and when a or b is 0 (no direction), or they point in opposite directions (no unique
+            path).
     """
-    check_same_shape("a", a, "b", b)
-    if not math.isfinite(weight):
-        raise ValueError(f"the weight must be a finite number, got {weight}; 0 is a and 1 is b")
-    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    a, b = _ends(a, b)
+    weight = _weight(weight)
+    flat_a, flat_b = (x.flatten(1).cpu().double() for x in (a, b))  # on the host: some devices have no float64
     norms = flat_a.norm(dim=1) * flat_b.norm(dim=1)
-    if not (norms > 0).all():  # catches NaN too
-        raise ValueError("a or b is zero or holds NaN, so there is no angle between them; use lerp for zeros")
-    cosine = (flat_a * flat_b).sum(1) / norms
-    omega = torch.arccos(cosine.clamp(-1, 1))
+    if not (norms > 0).all():
+        raise ValueError("a or b is zero, so there is no angle between them; use lerp for zeros")
+    omega = torch.arccos(((flat_a * flat_b).sum(1) / norms).clamp(-1, 1))
     if (omega > torch.pi - 1e-4).any():
         raise ValueError("a and b point in opposite directions, so no great circle is shortest; choose another pair")
-    sine = omega.sin()
     straight = omega < 1e-4  # nearly parallel: the limit is the straight line
-    sine = torch.where(straight, 1.0, sine)
+    sine = torch.where(straight, 1.0, omega.sin())
     w_a = torch.where(straight, 1 - weight, torch.sin((1 - weight) * omega) / sine)
     w_b = torch.where(straight, weight, torch.sin(weight * omega) / sine)
-    return ((w_a[:, None] * flat_a + w_b[:, None] * flat_b).reshape(a.shape)).to(a.dtype)
+    return (w_a[:, None] * flat_a + w_b[:, None] * flat_b).reshape(a.shape).to(a.dtype).to(a.device)
+
+
+def _ends(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    for name, x in (("a", a), ("b", b)):
+        check_finite(name, x, ndim=None)
+    check_same_shape("a", a, "b", b)
+    return a, b
+
+
+def _weight(weight: Any) -> float:
+    return check_number("the weight", weight, fix="0 is a and 1 is b; for a path, call once for each weight")

@@ -5,12 +5,16 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ddimlib.samplers import Denoiser, ddim_step, evaluate
+from ddimlib.checks import check_finite
+from ddimlib.denoisers import Asked, Denoiser, check_model
+from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.timesteps import check_timesteps
 
 
-def ddim_ab2(model: Denoiser, schedule: NoiseSchedule, x_T: Tensor, steps: Sequence[int]) -> Iterator[Tensor]:
+def ddim_ab2(
+    model: Denoiser, schedule: NoiseSchedule, x_T: Tensor, steps: int | Sequence[int], differentiable: bool = False
+) -> Iterator[Tensor]:
     """Sample along `steps` by the two-step Adams–Bashforth method, yielding the state after each step.
 
     With x̄ = x_t/√ᾱ_t and s = √(1-ᾱ_t)/√ᾱ_t, DDIM is Euler's method for dx̄/ds = ε (Song et al. 2021, equation 14). This
@@ -20,36 +24,32 @@ def ddim_ab2(model: Denoiser, schedule: NoiseSchedule, x_T: Tensor, steps: Seque
 
     The first step has nothing before it and is DDIM's. The error is of second order in 1/S, where DDIM's is of first, for
     the same S evaluations; with fewer than about ten there is little to gain. Source: Hairer, Nørsett & Wanner 1993,
-    section III.5 (steps of unequal length); Zhang & Chen 2023 (ρAB-DEIS); the book, chapter 8.
+    section III.5 (steps of unequal length); Zhang & Chen 2023 (ρAB-DEIS); the book, chapter 7.
 
     Args:
-        model: the denoiser.
-        schedule: the noise schedule that it was trained with.
-        x_T: starting noise, [B, C, H, W], any floating dtype; the states keep it.
-        steps: τ_S > … > τ_1 in 1..T, as from :func:`ddimlib.timesteps`.
+        model, schedule, x_T, steps, differentiable: as for :func:`ddimlib.ddim`.
 
     Yields:
         S states, the last of which is x_0. Deterministic: nothing is drawn.
 
     Raises:
-        ValueError: before the first evaluation, for bad steps, or an x_T that is not finite.
+        ValueError: before the first evaluation, for bad steps, an x_T that is not finite, or a first step at ᾱ_T = 0.
     """
-    steps = list(steps)
-    check_timesteps(schedule.T, steps)
-    if not (x_T.is_floating_point() and x_T.isfinite().all()):
-        raise ValueError(
-            f"x_T must be a finite floating-point tensor, got dtype {x_T.dtype}, or NaN or infinity inside"
-        )
-    s = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()
+    check_model(model, schedule)
+    check_finite("x_T", x_T)
+    steps = check_timesteps(schedule.T, steps)
+    schedule.check_noise_is_known(steps[0])
+    s = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt().tolist()
+    asked = Asked(model, differentiable)
 
     def walk() -> Iterator[Tensor]:
-        x = x_T
+        x = x_T if differentiable else x_T.detach()
         before: tuple[int, Tensor] | None = None
         for t, prev in zip(steps, [*steps[1:], 0], strict=True):
-            eps = middle = evaluate(model, x, t)
+            eps = middle = asked(x, t)
             if before is not None:
                 t_before, eps_before = before
-                ratio = float((s[prev] - s[t]) / (s[t] - s[t_before]))
+                ratio = (s[prev] - s[t]) / (s[t] - s[t_before])
                 middle = torch.lerp(eps, eps_before, -ratio / 2)
             x = ddim_step(schedule, x, middle, t, prev)
             before = t, eps.clone()  # a model may write its next answer to the same memory

@@ -1,5 +1,6 @@
 """Muon, the optimiser of the hidden weights: a momentum step whose singular values have all been made about equal."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -13,16 +14,16 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
     products alone (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks").
 
     Args:
-        matrix: [m, n], floating; not all zero, or zero comes back.
+        matrix: one matrix [m, n] or several [..., m, n], floating; a matrix that is all zero comes back as zero.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix / (matrix.norm() + 1e-7)  # now no singular value exceeds 1
-    if wide := x.shape[0] > x.shape[1]:
-        x = x.T  # the smaller Gram matrix is the cheaper one
+    x = matrix / (matrix.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value exceeds 1
+    if wide := x.shape[-2] > x.shape[-1]:
+        x = x.mT  # the smaller Gram matrix is the cheaper one
     for _ in range(iterations):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if wide else x
+    return x.mT if wide else x
 
 
 def hidden_weights(model: nn.Module) -> list[Tensor]:
@@ -66,14 +67,19 @@ class Muon(torch.optim.Optimizer):
         """One update from the gradients that the weights hold; weights without one stay."""
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
+            by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for weight in group["params"]:
-                if weight.grad is None:
-                    continue
-                state = self.state[weight]
-                if not state:
-                    state["momentum"] = torch.zeros_like(weight)
-                average = state["momentum"].lerp_(weight.grad, 1 - momentum)
-                direction = weight.grad.lerp(average, momentum).flatten(1)
-                update = orthogonalise(direction).reshape(weight.shape)
-                weight.mul_(1 - lr * group["weight_decay"])
-                weight.add_(update, alpha=-0.2 * max(direction.shape) ** 0.5 * lr)
+                if weight.grad is not None:
+                    by_shape[weight.shape].append(weight)
+            for shape, weights in by_shape.items():  # in one batch: on a GPU, launches are what this costs
+                for weight in weights:
+                    if not self.state[weight]:
+                        self.state[weight]["momentum"] = torch.zeros_like(weight)
+                gradients = [weight.grad for weight in weights if weight.grad is not None]
+                averages = [self.state[weight]["momentum"] for weight in weights]
+                torch._foreach_lerp_(averages, gradients, 1 - momentum)
+                directions = torch._foreach_lerp(gradients, averages, momentum)
+                updates = orthogonalise(torch.stack([direction.flatten(1) for direction in directions]))
+                rate = 0.2 * max(updates.shape[1:]) ** 0.5 * lr
+                torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+                torch._foreach_add_(weights, [update.reshape(shape) for update in updates], alpha=-rate)

@@ -1,12 +1,14 @@
 """The book's figures in one style: rows and grids of images, and a palette that colour-blind readers can tell apart."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from ddimlib.data import to_bytes
@@ -66,6 +68,11 @@ def image_grid(images: Tensor, columns: int) -> Tensor:
     cells = F.pad(to_bytes(images.detach().cpu()).expand(n, 3, height, width), (2, 0, 2, 0), value=128)
     cells = F.pad(cells, (0, 0, 0, 0, 0, 0, 0, rows * columns - n), value=128).unflatten(0, (rows, columns))
     return F.pad(cells.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), (0, 2, 0, 2), value=128)
+
+
+def save_images(images: Tensor, path: str | Path, columns: int = 10) -> None:
+    """Write images in [-1, 1], [N, C, H, W], as one picture, a grid; the name's ending says which kind of file."""
+    Image.fromarray(image_grid(images, columns).permute(1, 2, 0).numpy()).save(path)
 
 
 def show_images(images: Tensor, columns: int = 10, title: str | None = None, width: float = 7.0) -> Figure:

@@ -6,14 +6,16 @@ itself; β₀ = 0 and ᾱ₀ = 1 are stored. All of them are float64 and live on
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ddimlib.checks import KindError, check_floats, check_int, check_number, check_same_shape, describe
 from ddimlib.timesteps import check_timesteps
 
 Time = int | Tensor
-"""A timestep: one int for the whole batch, or an int64 tensor [B]."""
+"""A timestep: one int for the whole batch, or one integer a sample, [B]."""
 
 
 class NoiseSchedule:
@@ -22,12 +24,14 @@ class NoiseSchedule:
     Source: Ho et al. 2020, equations 2 and 4. The DDIM paper writes α_t for what is ᾱ_t here and in the DDPM paper.
 
     Args:
-        betas: β_1 … β_T in this order, [T], each strictly between 0 and 1.
+        betas: β_1 … β_T in this order, [T], each strictly between 0 and 1; the last of several may be 1, see
+            :meth:`zero_terminal_snr`.
 
     Attributes:
         T: number of steps.
         beta: [T + 1] float64, β_t; beta[0] = 0.
-        alpha_bar: [T + 1] float64, ᾱ_t = ∏_{s≤t} (1 - β_s); alpha_bar[0] = 1, strictly decreasing, positive.
+        alpha_bar: [T + 1] float64, ᾱ_t = ∏_{s≤t} (1 - β_s); alpha_bar[0] = 1, strictly decreasing.
+        ab: alpha_bar as a list of Python floats: a sampler looks up two a step, and no device need know float64.
 
     Raises:
         ValueError: when `betas` is not one-dimensional or is empty, when an entry is NaN or outside (0, 1), or when ᾱ
@@ -35,10 +39,14 @@ class NoiseSchedule:
     """
 
     def __init__(self, betas: Tensor | Sequence[float]) -> None:
-        beta = torch.as_tensor(betas, dtype=torch.float64).cpu()
+        try:
+            beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise KindError(f"betas must be numbers β_1 … β_T, got {describe(betas)}") from error
         if beta.ndim != 1 or len(beta) == 0:
             raise ValueError(f"betas must be a sequence β_1 … β_T, got shape {tuple(beta.shape)}; pass a 1-D sequence")
         wrong = ~((beta > 0) & (beta < 1))  # catches NaN too
+        wrong[-1] &= len(beta) == 1 or bool(beta[-1] != 1)
         if wrong.any():
             i = int(wrong.nonzero()[0])
             raise ValueError(
@@ -46,9 +54,10 @@ class NoiseSchedule:
                 "a variance of 0 or 1 keeps everything or destroys everything in one step"
             )
         self.T = len(beta)
-        self.beta = torch.cat([torch.zeros(1, dtype=torch.float64), beta])
+        self.beta = torch.cat([beta.new_zeros(1), beta])
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)
-        if not self.alpha_bar[-1] > 0:
+        self.ab: list[float] = self.alpha_bar.tolist()
+        if self.ab[-1] == 0 and beta[-1] < 1:
             raise ValueError(
                 f"ᾱ_T underflows to 0 after T = {self.T} steps, so x_0 cannot be recovered; use fewer or smaller betas"
             )
@@ -62,8 +71,8 @@ class NoiseSchedule:
         Raises:
             ValueError: when T < 1, or a beta is outside (0, 1).
         """
-        _check_length(T)
-        return cls(torch.linspace(beta_start, beta_end, T, dtype=torch.float64))
+        start, end = (check_number(name, b) for name, b in (("beta_start", beta_start), ("beta_end", beta_end)))
+        return cls(torch.linspace(start, end, check_length(T), dtype=torch.float64, device="cpu"))
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> "NoiseSchedule":
@@ -72,20 +81,39 @@ class NoiseSchedule:
         Source: Nichol & Dhariwal 2021, equation 17; the book, chapter 1.
 
         Raises:
-            ValueError: when T < 1 or s < 0.
+            ValueError: when T < 1, s < 0, or beta_max is outside (0, 1).
         """
-        _check_length(T)
-        if not s >= 0:
-            raise ValueError(f"the cosine offset s must be at least 0, got {s}; the paper's is 0.008")
-        f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + s) / (1 + s) * math.pi / 2) ** 2
-        return cls((1 - f[1:] / f[:-1]).clamp(max=beta_max))
+        T, s = check_length(T), check_number("the cosine offset s", s, 0, fix="the paper's is 0.008")
+        t = torch.arange(T + 1, dtype=torch.float64, device="cpu")
+        f = torch.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2
+        return cls((1 - f[1:] / f[:-1]).clamp(max=check_number("beta_max", beta_max, 0, 1, above=True)))
+
+    def zero_terminal_snr(self) -> "NoiseSchedule":
+        """This schedule with √ᾱ shifted and scaled so that ᾱ_T = 0 and ᾱ_1 stays: it ends in pure noise.
+
+        √ᾱ_t becomes (√ᾱ_t - √ᾱ_T) √ᾱ_1/(√ᾱ_1 - √ᾱ_T): Lin et al. 2024, algorithm 1. At T the noise is all there is, so the
+        network has to predict v or x_0 (:class:`ddimlib.denoisers.PredictionDenoiser`).
+
+        Raises:
+            ValueError: when T < 2.
+        """
+        if self.T < 2:
+            raise ValueError("a chain of one step cannot end in pure noise: T must be at least 2")
+        root = self.alpha_bar[1:].sqrt()
+        ab = torch.cat([root.new_ones(1), ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2])
+        return NoiseSchedule(1 - ab[1:] / ab[:-1])
 
     def __repr__(self) -> str:
-        return f"NoiseSchedule(T={self.T}, β: {self.beta[1]:.3g} … {self.beta[-1]:.3g}, ᾱ_T = {self.alpha_bar[-1]:.3g})"
+        # plain letters: a terminal may not know Greek
+        return f"NoiseSchedule(T={self.T}, beta: {self.beta[1]:.3g} ... {self.beta[-1]:.3g}, alpha_bar_T={self.ab[-1]:.3g})"
+
+    def same_as(self, other: "NoiseSchedule") -> bool:
+        """Whether all ᾱ agree to nine digits."""
+        return self.T == other.T and torch.allclose(self.alpha_bar, other.alpha_bar, rtol=1e-9, atol=1e-12)
 
     def snr(self, t: Time) -> Tensor:
         """Signal-to-noise ratio ᾱ_t / (1 - ᾱ_t), float64; infinite at t = 0 (Kingma et al. 2021, section 3.1; chapter 1)."""
-        ab = self.alpha_bar[self._check_time(t)]
+        ab = self.alpha_bar[self.check_time(t)]
         return ab / (1 - ab)
 
     def add_noise(self, x_0: Tensor, t: Time, noise: Tensor) -> Tensor:
@@ -94,36 +122,38 @@ class NoiseSchedule:
         Source: Ho et al. 2020, equation 4; the book, chapter 1.
 
         Args:
-            x_0: data in [-1, 1], [B, C, H, W].
-            t: int, or int64 [B]; in 0..T.
+            x_0: data in [-1, 1], [B, C, H, W], floating point.
+            t: int, or integers [B]; in 0..T.
             noise: ε, the shape of `x_0`.
 
         Returns:
             x_t, shape and dtype of `x_0`.
 
         Raises:
-            ValueError: when the shapes differ or t is outside 0..T.
+            ValueError: when the shapes differ, t is outside 0..T, or a tensor is not floating point.
         """
-        check_same_shape("x_0", x_0, "noise", noise)
+        _check_pair("x_0", x_0, "noise", noise)
         signal, sigma = self._signal_and_noise(t, x_0)
         return signal * x_0 + sigma * noise
 
     def predict_x0(self, x_t: Tensor, t: Time, eps: Tensor) -> Tensor:
-        """The x_0 that x_t would come from, were ε its noise: x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t.
+        """The x_0 that x_t would come from, were ε its noise: x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t, where ᾱ_t > 0.
 
         Source: Song et al. 2021, equation 9; the book, chapter 2. Shapes and errors as in :meth:`add_noise`.
         """
-        check_same_shape("x_t", x_t, "eps", eps)
+        _check_pair("x_t", x_t, "eps", eps)
         signal, sigma = self._signal_and_noise(t, x_t)
+        if self.ab[-1] == 0:
+            self.check_noise_is_known(t)
         return (x_t - sigma * eps) / signal
 
     def predict_eps(self, x_t: Tensor, t: Time, x_0: Tensor) -> Tensor:
         """The noise in x_t, were `x_0` its data: ε = (x_t - √ᾱ_t x_0) / √(1-ᾱ_t), for t in 1..T.
 
         The inverse of :meth:`predict_x0`: Song et al. 2021, equation 9, solved for ε; it is what re-derives ε after x̂_0 was
-        clipped (the book, chapter 5). Shapes and errors as in :meth:`add_noise`, but for t = 0, where there is no noise.
+        clipped (the book, chapter 6). Shapes and errors as in :meth:`add_noise`, but for t = 0, where there is no noise.
         """
-        check_same_shape("x_t", x_t, "x_0", x_0)
+        _check_pair("x_t", x_t, "x_0", x_0)
         signal, sigma = self._signal_and_noise(t, x_t, first=1)
         return (x_t - signal * x_0) / sigma
 
@@ -134,79 +164,99 @@ class NoiseSchedule:
         Source: Ho et al. 2020, equations 6 and 7; the book, chapter 2.
 
         Args:
-            x_0, x_t: [B, C, H, W].
-            t: int, or int64 [B]; in 1..T.
+            x_0, x_t: [B, C, H, W], floating point.
+            t: int, or integers [B]; in 1..T.
 
         Returns:
             The mean, shape of `x_t`, and the variance, a tensor that broadcasts against it.
 
         Raises:
-            ValueError: when the shapes differ or t is outside 1..T.
+            ValueError: when the shapes differ, t is outside 1..T, or a tensor is not floating point.
         """
-        check_same_shape("x_0", x_0, "x_t", x_t)
-        t = self._check_time(t, first=1)
+        _check_pair("x_0", x_0, "x_t", x_t)
+        t = self.check_time(t, first=1)
         ab, ab_prev, beta = self.alpha_bar[t], self.alpha_bar[t - 1], self.beta[t]
-        c_0 = self._like(ab_prev.sqrt() * beta / (1 - ab), x_t)
-        c_t = self._like((1 - beta).sqrt() * (1 - ab_prev) / (1 - ab), x_t)
-        return c_0 * x_0 + c_t * x_t, self._like(self.posterior_variance(t), x_t)
+        c_0 = _like(ab_prev.sqrt() * beta / (1 - ab), x_t)
+        c_t = _like((1 - beta).sqrt() * (1 - ab_prev) / (1 - ab), x_t)
+        return c_0 * x_0 + c_t * x_t, _like(self.posterior_variance(t), x_t)
 
     def posterior_variance(self, t: Time, prev: Time | None = None) -> Tensor:
         """β̃: the variance of q(x_prev | x_t, x_0), (1-ᾱ_prev)/(1-ᾱ_t) · (1 - ᾱ_t/ᾱ_prev), float64; 0 when prev = 0.
 
         Source: Ho et al. 2020, equation 7 for prev = t - 1 (the default); Song et al. 2021, equation 16 with η = 1; the
-        book, chapters 2 and 5.
+        book, chapters 2 and 6.
+
+        Raises:
+            ValueError: unless 0 ≤ prev < t ≤ T.
         """
-        t = self._check_time(t, first=1)
-        ab, ab_prev = self.alpha_bar[t], self.alpha_bar[t - 1 if prev is None else prev]
+        t = self.check_time(t, first=1)
+        prev = t - 1 if prev is None else self.check_time(prev, name="prev")
+        if not torch.all(torch.as_tensor(prev < t)):
+            raise ValueError(f"prev must be earlier than t, got t = {t} and prev = {prev}; a chain's step goes down")
+        ab, ab_prev = self.alpha_bar[t], self.alpha_bar[prev]
         return (1 - ab_prev) / (1 - ab) * (1 - ab / ab_prev)
 
-    def respaced(self, steps: Sequence[int]) -> "NoiseSchedule":
+    def respaced(self, steps: int | Sequence[int]) -> "NoiseSchedule":
         """The schedule of the shorter chain x_0, x_{τ_1}, …, x_{τ_S}: its ᾱ are this schedule's at τ.
 
         Args:
-            steps: τ_S > … > τ_1, in 1..T, as from :func:`ddimlib.timesteps`.
+            steps: τ_S > … > τ_1, in 1..T, as from :func:`ddimlib.timesteps`; or their number.
 
         Raises:
             ValueError: when `steps` is empty, leaves 1..T, does not decrease strictly or holds something else than integers.
         """
-        check_timesteps(self.T, steps)
-        ab = self.alpha_bar[[0, *reversed(steps)]]
+        ab = self.alpha_bar[[0, *reversed(check_timesteps(self.T, steps))]]
         return NoiseSchedule(1 - ab[1:] / ab[:-1])
+
+    def check_time(self, t: Any, first: int = 0, name: str = "t") -> Time:
+        """t as an int, or as int64 [B] on the host, in first..T: the one rule for times.
+
+        Raises:
+            ValueError: when t is no integer (or is a bool), has another shape, or is out of range.
+        """
+        times = t
+        if not isinstance(t, Tensor) and hasattr(t, "__len__"):
+            times = torch.as_tensor(t, device="cpu")
+        if not isinstance(times, Tensor) or times.ndim == 0:
+            kind = "; it must be an int or an int64 tensor [B], one for each sample, and t = 0 is data"
+            return check_int(name, times, first, self.T, kind)
+        if times.is_floating_point() or times.is_complex() or times.dtype == torch.bool or times.ndim > 1:
+            raise ValueError(f"{name} must be an int or an int64 tensor [B], got {describe(times)}; one time a sample")
+        times = times.cpu().long()
+        if len(times) and (int(times.min()) < first or int(times.max()) > self.T):
+            wrong = int(times.min()) if times.min() < first else int(times.max())
+            raise ValueError(f"{name} must lie in {first}..{self.T}, got {wrong}; t = 0 is data")
+        return times
+
+    def check_noise_is_known(self, t: Time) -> None:
+        """Raise ValueError where ᾱ_t = 0: there, x_0 cannot be told from ε."""
+        if self.ab[-1] == 0 and torch.any(torch.as_tensor(t) == self.T):
+            raise ValueError(
+                f"at t = {self.T} this schedule is pure noise (its last ᾱ is 0), so x_0 cannot be computed from ε; leave that "
+                "time out, or sample with a network that predicts v or x_0 (PredictionDenoiser)"
+            )
 
     def _signal_and_noise(self, t: Time, like: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1-ᾱ_t), shaped, typed and placed to multiply `like`."""
-        ab = self.alpha_bar[self._check_time(t, first)]
-        return self._like(ab.sqrt(), like), self._like((1 - ab).sqrt(), like)
-
-    @staticmethod
-    def _like(coefficient: Tensor, x: Tensor) -> Tensor:
-        if coefficient.ndim == 1:
-            if len(coefficient) != len(x):
-                raise ValueError(
-                    f"t has {len(coefficient)} entries for a batch of {len(x)}; give one t per sample, or an int"
-                )
-            coefficient = coefficient.reshape(-1, *[1] * (x.ndim - 1))
-        # a 0-d tensor stays on the host: torch multiplies any device's tensor by it without a copy
-        if not coefficient.ndim:
-            return coefficient.to(x.dtype)
-        return coefficient.to(dtype=x.dtype, device=x.device, non_blocking=True)  # the host need not wait
-
-    def _check_time(self, t: Time, first: int = 0) -> Time:
-        t = t.cpu() if isinstance(t, Tensor) else t
-        if isinstance(t, float) or (isinstance(t, Tensor) and (t.is_floating_point() or t.dtype == torch.bool)):
-            raise ValueError(f"t must be an int or an int64 tensor, got {t!r}; a time is an index into the schedule")
-        low, high = (int(t.min()), int(t.max())) if isinstance(t, Tensor) else (t, t)
-        if low < first or high > self.T:
-            raise ValueError(f"t must lie in {first}..{self.T}, got {low if low < first else high}; t = 0 is data")
-        return t
+        ab = self.alpha_bar[self.check_time(t, first)]
+        return _like(ab.sqrt(), like), _like((1 - ab).sqrt(), like)
 
 
-def _check_length(T: int) -> None:
-    if not isinstance(T, int) or T < 1:
-        raise ValueError(f"T, the number of steps, must be an integer of at least 1, got {T!r}")
+def _like(coefficient: Tensor, x: Tensor) -> Tensor:
+    if coefficient.ndim == 0:  # stays on the host: torch multiplies any device's tensor by it without a copy
+        return coefficient.to(x.dtype)
+    if len(coefficient) != len(x):
+        raise ValueError(f"t has {len(coefficient)} entries for a batch of {len(x)}; give one t per sample, or an int")
+    # the dtype first, since some devices have no float64; and the host need not wait
+    return coefficient.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype).to(x.device, non_blocking=True)
 
 
-def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
-    """Raise ValueError unless a and b, called so in the message, have the same shape: torch would broadcast them."""
-    if a.shape != b.shape:
-        raise ValueError(f"{name_a} and {name_b} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+def _check_pair(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
+    check_floats(name_a, a)
+    check_floats(name_b, b)
+    check_same_shape(name_a, a, name_b, b)
+
+
+def check_length(T: Any) -> int:
+    """T as an int of at least 1."""
+    return check_int("T, the number of steps,", T, 1)

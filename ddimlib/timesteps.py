@@ -1,9 +1,11 @@
 """Which timesteps to visit: exactly S of 1..T, strictly decreasing, in four spacings."""
 
-from collections.abc import Sequence
+import operator
 from itertools import pairwise
 from numbers import Integral
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
+
+from ddimlib.checks import KindError, check_int, describe
 
 Spacing = Literal["leading", "linspace", "trailing", "quadratic"]
 
@@ -11,7 +13,7 @@ Spacing = Literal["leading", "linspace", "trailing", "quadratic"]
 def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
     """The timesteps τ_S > … > τ_1 that a sampler visits on its way to t = 0.
 
-    Source: Song et al. 2021, section 4.2 and appendix D.2; the book, chapter 4.
+    Source: Song et al. 2021, section 4.2 and appendix D.2; the book, chapter 5.
 
     All arithmetic is on integers, so there is no rounding surprise. For i = 1..S:
 
@@ -29,13 +31,10 @@ def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
         S integers in 1..T, strictly decreasing.
 
     Raises:
-        ValueError: when S is outside 1..T, or the spacing is unknown.
-        TypeError: when S is not an integer.
+        ValueError: when S is outside 1..T, or the spacing is unknown; KindError, when T or S is not an integer.
     """
-    if not isinstance(S, int) or isinstance(S, bool):
-        raise TypeError(f"the number of steps must be an int, got {S!r}")
-    if not 1 <= S <= T:
-        raise ValueError(f"the number of steps must lie in 1..{T} (the schedule's length), got {S}")
+    T = check_int("T, the schedule's length,", T, 1, fix="pass schedule.T")
+    S = check_int("the number of steps", S, 1, T, fix=f"the schedule has {T}")
     if spacing == "leading":
         ascending = [1 + i * (T // S) for i in range(S)]
     elif spacing == "linspace":
@@ -47,27 +46,31 @@ def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
         for i in range(1, S):
             ascending[i] = max(ascending[i], ascending[i - 1] + 1)
     else:
-        raise ValueError(f"unknown spacing {spacing!r}; use one of {', '.join(get_args(Spacing))}")
+        raise ValueError(f"unknown spacing {describe(spacing)}; use one of {', '.join(get_args(Spacing))}")
     return ascending[::-1]
 
 
-def check_timesteps(T: int, steps: Sequence[int]) -> None:
-    """Raise ValueError unless `steps` is a strictly decreasing, non-empty list of integers within 1..T."""
-    if len(steps) == 0:
+def check_timesteps(T: int, steps: Any) -> list[int]:
+    """`steps` as a strictly decreasing, non-empty list of ints within 1..T; a number S stands for `timesteps(T, S)`."""
+    if isinstance(steps, Integral):
+        return timesteps(T, int(steps) if not isinstance(steps, bool) else steps)
+    try:
+        found = [operator.index(t) for t in steps]
+    except TypeError as error:
+        raise KindError(
+            f"steps must be integers, or their number, got {describe(steps)}; use timesteps(schedule.T, 50)"
+        ) from error
+    if not found:
         raise ValueError(f"steps is empty; give timesteps that decrease strictly within 1..{T}, at least one")
-    if not all(isinstance(t, Integral) for t in steps):
-        raise ValueError(f"steps must be integers, got {_abbreviated(steps)}")
-    if steps[0] > T or steps[-1] < 1 or any(a <= b for a, b in pairwise(steps)):
+    if found[0] > T or found[-1] < 1 or any(a <= b for a, b in pairwise(found)):
+        short = found if len(found) <= 6 else f"[{found[0]}, {found[1]}, …, {found[-1]}] ({len(found)} entries)"
         raise ValueError(
-            f"steps must decrease strictly within 1..{T}, got {_abbreviated(steps)}; they lead from noise to data, and t = 0 "
-            "is added by the sampler"
+            f"steps must decrease strictly within 1..{T}, got {short}; they lead from noise to data, and t = 0 is added by "
+            "the sampler"
         )
+    return found
 
 
 def _rounded_ratio(a: int, b: int) -> int:
     """a / b to the nearest integer, halves up."""
     return (2 * a + b) // (2 * b)
-
-
-def _abbreviated(steps: Sequence[int]) -> str:
-    return str(list(steps)) if len(steps) <= 6 else f"[{steps[0]}, {steps[1]}, …, {steps[-1]}] ({len(steps)} entries)"

@@ -1,9 +1,11 @@
 """Training: the noise-prediction loss, an exponential moving average of the weights, checkpoint and resume."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 from ddimlib.data import to_model_range, warped
@@ -31,8 +32,10 @@ class TrainingConfig:
     Attributes:
         steps: optimiser steps in all.
         batch_size: images a step.
-        learning_rate: the peak rate, reached after `warmup` steps, then a half cosine down to 0.
+        learning_rate: the peak rate, reached after `warmup` steps and kept until the decay.
         warmup: steps of linear warm-up.
+        decay: share of the run, in [0, 1], over which the rate falls to 0, at its end. 1 is a half cosine from the warm-up
+            on. With 0.1, a run whose length is not known beforehand keeps its rate, and can be ended from any checkpoint.
         ema: decay of the moving average of the weights, in [0, 1); the effective decay rises to it, (1 + n)/(10 + n).
         label_dropout: probability with which a label is replaced by "none", so that one network serves both ways.
         loss: "noise", "velocity" or "balanced", see :func:`loss_weight`.
@@ -49,6 +52,7 @@ class TrainingConfig:
     batch_size: int = 128
     learning_rate: float = 2e-3
     warmup: int = 200
+    decay: float = 1.0
     ema: float = 0.999
     label_dropout: float = 0.1
     loss: str = "balanced"
@@ -83,20 +87,18 @@ _SMALL = {
 }
 _SMALL_RUN = TrainingConfig(steps=16_000, batch_size=128, learning_rate=5e-3, warp=True)
 
-# 9.2 million parameters. As in Ho et al. 2020, appendix B: attention at 16×16, dropout 0.1, flips, EMA 0.9999, unweighted loss.
+# 6.5 million parameters, 1.4 billion operations an image: little work at 32×32, most of it at 16×16 and 8×8, so that a laptop
+# without a GPU can draw with it, and train it further.
 _COLOUR = {
     "channels": 3,
-    "widths": (96, 192, 256),
-    "blocks": (2, 2, 3),
-    "attention": (False, True, False),
+    "widths": (32, 128, 256),
+    "blocks": (1, 2, 3),
+    "attention": (False, False, True),
     "image_size": 32,
     "num_classes": 10,
-    "dropout": 0.1,
 }
-# On a GPU large ones are: they keep it at work while the optimiser, whose cost does not grow with them, is soon done.
-_COLOUR_RUN = TrainingConfig(
-    steps=20_000, batch_size=512, learning_rate=2e-3, warmup=500, ema=0.9999, loss="noise", flip=True
-)
+# Large batches keep a GPU at work; the optimiser, whose cost does not grow with them, is soon done.
+_COLOUR_RUN = TrainingConfig(steps=20_000, batch_size=512, learning_rate=3e-3, warmup=500, ema=0.9995, flip=True)
 
 RECIPES = {
     "mnist": Recipe(_SMALL, _SMALL_RUN, half=True),
@@ -158,16 +160,20 @@ def stratified_timesteps(T: int, n: int, generator: torch.Generator) -> Tensor:
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
-    """Linear warm-up, then half a cosine from 1 to 0 (Loshchilov & Hutter 2017)."""
+    """Linear warm-up, then 1, then half a cosine down to 0 over the last `decay` of the run (Loshchilov & Hutter 2017)."""
     if step < config.warmup:
         return (step + 1) / config.warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
+    begin = max(config.warmup, round((1 - config.decay) * config.steps))
+    if step < begin:
+        return 1.0
+    return 0.5 * (1 + math.cos(math.pi * (step - begin) / max(1, config.steps - begin)))
 
 
 def ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
-    """Averaging rule for torch's `AveragedModel`: average ← d · average + (1 - d) · weights, d = min(decay, (1+n)/(10+n)).
+    """Averaging rule: average ← d · average + (1 - d) · weights, d = min(decay, (1+n)/(10+n)), n updates being done before.
 
-    The warm-up in n, the number of updates so far, lets the average forget the random start.
+    The warm-up in n lets the average forget the random start. With a plain number n a GPU need not wait; torch's
+    `AveragedModel` takes this rule too, but keeps its count on the device, and so waits at each update.
     Source: Ho et al. 2020, appendix B, who have no warm-up; the book, chapter 2.
     """
 
@@ -230,7 +236,7 @@ class Trainer:
                 f"use a batch size that is a multiple of {self.world_size}"
             )
         self.model = model.to(device).to(memory_format=torch.channels_last)
-        self.average = AveragedModel(self.model, multi_avg_fn=ema_update(config.ema), use_buffers=False)
+        self.averaged_model = copy.deepcopy(self.model).requires_grad_(False)  # the one to sample from
         hidden = hidden_weights(self.model)
         chosen = {id(weight) for weight in hidden}
         others = [parameter for parameter in self.model.parameters() if id(parameter) not in chosen]
@@ -238,6 +244,7 @@ class Trainer:
             Muon(hidden, lr=config.learning_rate),
             torch.optim.AdamW(others, lr=config.learning_rate, fused=True),
         ]
+        self._average = ema_update(config.ema)
         self.config, self.device = config, torch.device(device)
         self.schedule, self.images, self.labels = schedule, images.to(self.device), labels
         self.bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(False) if bf16 is None else bf16
@@ -249,12 +256,10 @@ class Trainer:
         if self.world_size > 1:  # each backward pass then averages the gradients over the processes
             self._forward = DistributedDataParallel(self._forward)
         self._epoch = (-1, torch.empty(0, dtype=torch.int64))
+        # while a GPU is at one step, a thread draws the next one's noise, which takes as long; a CPU has no time to spare
+        self._ahead: tuple[int, Future[Any]] | None = None
+        self._drawer = ThreadPoolExecutor(1) if self.device.type == "cuda" else None
         self.load()
-
-    @property
-    def averaged_model(self) -> VelocityDenoiser:
-        """The denoiser with the averaged weights: the one to sample from."""
-        return cast(VelocityDenoiser, self.average.module)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """Images in [-1, 1], labels (some dropped), timesteps and noise of one step: a function of (seed, step) alone.
@@ -283,6 +288,16 @@ class Trainer:
             x_0 = torch.where(self._to_device(bent), warped(x_0, generator), x_0)
         return x_0, labels, t, noise
 
+    def _next_batch(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The batch of this step, drawn ahead if there is a GPU to be kept busy."""
+        if self._drawer is None:
+            return self.batch(self.step)
+        if self._ahead is None or self._ahead[0] != self.step:
+            self._ahead = (self.step, self._drawer.submit(self.batch, self.step))
+        batch = self._ahead[1].result()
+        self._ahead = (self.step + 1, self._drawer.submit(self.batch, self.step + 1))
+        return batch
+
     def _to_device(self, x: Tensor) -> Tensor:
         """To a GPU without waiting for it, so that the next batch is drawn while this one is computed."""
         return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x.to(self.device)
@@ -290,7 +305,7 @@ class Trainer:
     def train_step(self) -> Tensor:
         """One optimiser step; returns its loss, over the whole batch."""
         config = self.config
-        x_0, labels, t, noise = self.batch(self.step)
+        x_0, labels, t, noise = self._next_batch()
         share = slice(self.rank, None, self.world_size)
         x_0, labels, t, noise = x_0[share], None if labels is None else labels[share], t[share], noise[share]
         weight = self._to_device(loss_weight(self.schedule, t, config.loss))
@@ -307,7 +322,7 @@ class Trainer:
         self._updating = True
         for optimizer in self.optimizers:
             optimizer.step()
-        self.average.update_parameters(self.model)
+        self._update_average()
         self.step += 1
         self._updating = False
         loss = loss.detach()
@@ -315,6 +330,15 @@ class Trainer:
             dist.all_reduce(loss)
             loss /= self.world_size
         return loss
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        averages: list[Tensor] = list(self.averaged_model.parameters())
+        weights: list[Tensor] = [parameter.detach() for parameter in self.model.parameters()]
+        if self.step == 0:  # the average begins with the first weights that have learnt something
+            torch._foreach_copy_(averages, weights)
+        else:
+            self._average(averages, weights, self.step)
 
     def run(self, progress: bool = True, save_every: float = 60.0, stop_after: float = math.inf) -> bool:
         """Train to the end, saving a checkpoint every `save_every` seconds, at the end, and on an interruption.
@@ -357,6 +381,46 @@ class Trainer:
         self.save()
         return self.step == self.config.steps
 
+    def fit(self, seconds: float, measured: float = 8.0) -> None:
+        """Set the number of steps so that the whole run, its decay included, takes about `seconds`.
+
+        Real steps are timed for some seconds, after those that compile the network, and then undone: the run that follows is
+        the same as one that was asked for this number of steps. Five per cent are kept in reserve.
+
+        Args:
+            seconds: from now on, the measurement included.
+            measured: how long to time, at most a tenth of `seconds`.
+
+        Raises:
+            ValueError: when the run has begun, or not one step fits.
+        """
+        if self.world_size > 1:
+            raise ValueError("the length is fitted by one process alone; under torchrun give the number of steps")
+        if self.step > 0:
+            raise ValueError(f"the run is at step {self.step} already, and its length is fixed; leave the fitting out")
+        begin = time.monotonic()
+        start = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.train()
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            for _ in range(5):  # the first ones compile
+                float(self.train_step())
+            first, timed = self.step, time.monotonic()
+            while time.monotonic() - timed < min(measured, 0.1 * seconds) or self.step == first:
+                loss = self.train_step()
+            float(loss)  # waits for the device
+            rate = (self.step - first) / (time.monotonic() - timed)
+        for module in (self.model, self.averaged_model):
+            module.load_state_dict(start)
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+        self.step, self._ahead = 0, None
+        steps = int(0.95 * rate * (seconds - (time.monotonic() - begin)))
+        if steps < 1:
+            raise ValueError(
+                f"not one step fits into {seconds:.0f} seconds ({rate:.2f} steps a second); allow more time"
+            )
+        self.config = replace(self.config, steps=steps)
+
     def _any(self, flag: bool) -> bool:
         """Whether it is so on any process: all must stop after the same step."""
         flags = torch.tensor(int(flag))
@@ -387,7 +451,7 @@ class Trainer:
             for name, value in state.items()
         }
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.averaged_model.state_dict().items()}
         facts = {"config": asdict(self.config), "step": self.step, "loss": self.loss}
         write_tensors(self.checkpoint, tensors | moments, facts)
 
@@ -412,7 +476,7 @@ class Trainer:
             raise ValueError(
                 f"{self.checkpoint} belongs to a run with another network ({error}); choose another output folder"
             ) from error
-        self.average.load_state_dict(part("average."))
+        self.averaged_model.load_state_dict(part("average."))
         for k, optimizer in enumerate(self.optimizers):
             parameters = optimizer.param_groups[0]["params"]
             state: dict[int, dict[str, Any]] = {}

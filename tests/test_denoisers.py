@@ -59,7 +59,7 @@ def test_guidance_asks_once_with_both_halves():
         (torch.tensor([-1, 0]), r"0\.\.2, got -1\.\.0"),
         (torch.tensor([0.0, 1.0]), "float32"),
         (torch.tensor([[0, 1]]), r"\(1, 2\)"),
-        (torch.tensor(1), r"\(\)"),
+        (True, "bool"),
     ],
 )
 def test_bad_labels_are_refused(wrap, labels, named):

@@ -512,7 +512,7 @@ def trainer(checkpoint=None, config=TRAINING, dropout: float = 0.0) -> Trainer:
 
 
 def weights(of: Trainer) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for m in (of.model, of.average) for p in m.parameters()])
+    return torch.cat([p.detach().flatten() for m in (of.model, of.averaged_model) for p in m.parameters()])
 
 
 def train(folder, config, steps: int) -> None:

@@ -61,7 +61,7 @@ def test_a_table_of_speed_belongs_to_a_network_of_the_shipped_ones_size(path):
     assert load_results(path.stem)["settings"]["parameters"] == sum(p.numel() for p in model.parameters())
 
 
-# "-last" is of the last step's weights, which are not shipped: see chapter 10
+# "-last" is of the last step's weights, which are not shipped: see chapter 11
 QUALITY = sorted(p for p in RESULTS.glob("*.json") if not p.stem.startswith(SPEED) and not p.stem.endswith("-last"))
 
 

@@ -407,7 +407,7 @@ def test_ddpm_refuses_bad_input_when_called_and_before_any_evaluation(change, na
         ({"seed": -1}, ValueError, "got -1"),
         ({"clip": -1.0}, ValueError, r"got -1\.0"),
         ({"guidance": 2.0}, ValueError, r"guidance = 2\.0 needs labels"),
-        ({"labels": torch.tensor([0, 1])}, ValueError, "4 images need 4 labels, got 2"),
+        ({"labels": torch.tensor([0, 1])}, ValueError, "without classes"),
         ({"labels": torch.tensor([0, 1, 2, 0])}, ValueError, "without classes"),
     ],
 )
@@ -445,10 +445,10 @@ def test_a_step_refuses_what_torch_would_broadcast():
         last(ddim(MODEL, SCHEDULE, X, STEPS, 1.0, noise=lambda x: torch.randn_like(x[:1])))
 
 
-@pytest.mark.parametrize(("t", "prev"), [(5, -1), (41, 3), (-1, 0)])
-def test_a_step_to_or_from_nowhere_is_refused(t, prev):
+@pytest.mark.parametrize(("t", "prev", "named"), [(5, -1, "prev"), (41, 3, "t"), (-1, 0, "t")])
+def test_a_step_to_or_from_nowhere_is_refused(t, prev, named):
     """Python would read index -1 as the end of ᾱ: pure noise where data was meant."""
-    with pytest.raises(ValueError, match=f"got {t} and {prev}"):
+    with pytest.raises(ValueError, match=rf"^{named} must lie in 0\.\.40, got"):
         ddim_step(SCHEDULE, X, X, t, prev)
 
 
@@ -481,7 +481,7 @@ def operators(S: int, eta: float, noise=None) -> Operators:
 def test_a_step_takes_few_operations_on_images(eta, most):
     S = 10
     names = operators(S, eta).of_size(FLOAT.numel())
-    assert len(names) <= most * S, names
+    assert len(names) <= most * S + 1, names  # and a copy, to see whether the network works in place
     assert len(operators(2 * S, eta).of_size(FLOAT.numel())) - len(names) <= most * S
 
 

@@ -4,12 +4,14 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin, urlparse
 
 import pytest
+import yaml
 from ensure_browser import find_browser
 from playwright.sync_api import sync_playwright
 
@@ -20,6 +22,10 @@ FLAGS += ["--disable-component-update", "--disable-sync"]
 FLAGS += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]  # no network
 PATIENCE = 120_000  # milliseconds, for a busy machine
 LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
+
+# Old addresses, and where they lead.
+REDIRECTS = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]["redirects"]
+MOVED = {f"{old}.html": urljoin(f"{old}.html", new) for old, new in REDIRECTS.items()}
 
 # The theme logs these on every page; they do no harm.
 HARMLESS = ["THEBE_JS_URL", "invalid theme mode"]
@@ -145,9 +151,9 @@ class Visitor:
 
 @pytest.fixture(scope="module")
 def pages(origin):
-    """Every page, except the redirect at the root and the theme's templates."""
+    """Every page, except redirects and the theme's templates."""
     found = (p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html"))
-    return sorted(page for page in found if page != "index.html" and not page.startswith("_static/"))
+    return sorted(page for page in found if page not in ("index.html", *MOVED) and not page.startswith("_static/"))
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +257,39 @@ def test_maths_and_search_work_straight_from_the_disk(browser, chapters):
     visitor.tab.wait_for_selector("#search-results li a")
     assert not visitor.strangers
     visitor.context.close()
+
+
+def test_pages_are_numbered_by_their_place(chapters):
+    """In the title, in the menu, and at equations."""
+    shown = re.findall(r"file: (book/\S+)", (ROOT / "_toc.yml").read_text())
+    count = Counter()
+    for name in shown:
+        folder, page = name.rsplit("/", 1)
+        html = (SITE / f"{name}.html").read_text(encoding="utf-8")
+        title = re.search(r"<h1>(.*?)<a", html)[1]
+        if re.match(r"\d\d-", page):
+            label = str(int(page[:2]))
+        elif folder in ("book/deeper", "book/appendix") and page != "index":
+            count[folder] += 1
+            label = folder.removeprefix("book/")[0].upper() + str(count[folder])
+        else:
+            assert "section-number" not in title, name
+            continue
+        assert f'<span class="section-number">{label}. </span>' in title, name
+        assert all(number == label for number in re.findall(r'<span class="eqno">\((\w+)\.', html)), name
+        assert f'href="#">{label}. ' in html, f"{name} in the menu"
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+@pytest.mark.parametrize("old", MOVED)
+def test_an_old_address_leads_to_the_new_page(browser, origin, pages, old, scripts):
+    assert MOVED[old] in pages
+    context = browser.new_context(java_script_enabled=scripts)
+    tab = context.new_page()
+    tab.goto(f"{origin}/{old}#exercises")
+    tab.wait_for_url(f"{origin}/{MOVED[old]}{'#exercises' if scripts else ''}", timeout=PATIENCE)
+    assert tab.locator("article h1").count() == 1
+    context.close()
 
 
 def test_a_request_to_another_origin_would_be_seen(browser, origin):

@@ -1,6 +1,6 @@
 """Run notebooks top to bottom and store their outputs, with nothing in the file that changes from run to run.
 
-python tools/run_notebooks.py book/04-few-steps.ipynb ...     (default: every notebook in _toc.yml)
+python tools/run_notebooks.py book/05-few-steps.ipynb ...     (default: every notebook in _toc.yml)
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Chapter 10 and the commands behind it, on a tiny stand-in for the CIFAR-10 network: `make weights`, then the notebook."""
+"""Chapter 11 and the commands behind it, on a tiny stand-in for the CIFAR-10 network: `make weights`, then the notebook."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from ddimlib.metrics import Judge
 from ddimlib.pretrained import load_model
 
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTER = ROOT / "book" / "10-cifar10.ipynb"
+CHAPTER = ROOT / "book" / "11-colour.ipynb"
 TABLES = {"quality": 2, "steps": 3, "eta": 10, "reconstruction": 4, "last": 1, "leading": 2, "quadratic": 2}
 
 
