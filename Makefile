@@ -10,6 +10,12 @@ SOURCES := _config.yml _toc.yml $(wildcard book/*.* book/*/*.* ddimlib/*.py)
 PORT ?= 8000
 NB ?=
 
+# `make grade SUBMISSIONS=folder`; more options of python -m classroom grade in GRADE, such as GRADE="--roster gradebook.csv".
+SUBMISSIONS ?=
+GRADES ?= grading
+ISOLATION ?= namespaces
+GRADE ?=
+
 # How the shipped networks and tables are made (`make weights`).
 NETWORKS ?= mnist fashion
 DATA ?= data
@@ -44,7 +50,7 @@ GRID_STEPS ?= 1000
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: book test check gpu lab serve run weights pins clean help
+.PHONY: book test check gpu lab serve run release grade weights pins clean help
 
 # From scratch: Sphinx keeps links to what is gone.
 book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build/html
@@ -75,6 +81,13 @@ serve: $(SITE)  ## Serve the built site on localhost (PORT=8000)
 
 run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/05-few-steps.ipynb; default: all)
 	TQDM_DISABLE=1 $(BIN)/python tools/run_notebooks.py $(NB)
+
+release: $(STAMP)  ## Write the problem sets that students get, from assignments/source into book/problem_sets
+	$(BIN)/python -m classroom release
+
+grade: $(STAMP)  ## Grade the notebooks in a folder (SUBMISSIONS=folder) into grading/: grades.csv and feedback pages
+	@test -n "$(SUBMISSIONS)" || { echo "Which folder? make grade SUBMISSIONS=folder"; exit 2; }
+	$(BIN)/python -m classroom grade "$(SUBMISSIONS)" --out "$(GRADES)" --isolation $(ISOLATION) $(GRADE)
 
 # A part that is finished is not made again, one that was interrupted is continued; remove runs/NAME to start anew.
 # Next: `make run`, look at the chapters, `make test`. CIFAR-10 needs a GPU: make weights NETWORKS=cifar10 TRAIN="--compile
@@ -161,9 +174,9 @@ $(COLOUR)/grid-%/manifest.json: $(COLOUR)/model.safetensors
 	$(BIN)/python -m ddimlib sample --model $(COLOUR)/$*.safetensors --labels 0 1 2 3 4 5 6 7 8 9 --n 80 --batch-size 80 \
 	    --steps $(GRID_STEPS) --out $(@D)
 
-# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test,bench]", then this, then `make test`.
+# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test,grade,bench]", then this, then `make test`.
 pins:  ## Write the versions installed in .venv to constraints.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[book,test,bench]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[book,test,grade,bench]"
 	( echo "# The exact versions that the tests passed with; written by 'make pins'."; \
 	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -e 's/+.*//' -e '/^pip==/d' ) > constraints.new
 	mv constraints.new constraints.txt
@@ -183,5 +196,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
 	    || { echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c constraints.txt
-	$(BIN)/uv pip install --python $(BIN)/python -e ".[book,test]" -c constraints.txt
+	$(BIN)/uv pip install --python $(BIN)/python -e ".[book,test,grade]" -c constraints.txt
 	touch $@

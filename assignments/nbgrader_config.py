@@ -1,6 +1,6 @@
 """The course, as nbgrader sees it. `make release` and `make grade` use these settings; so does `nbgrader` when it is run in this folder."""
 
-c = get_config()  # noqa: F821, nbgrader provides it
+c = get_config()
 
 c.CourseDirectory.course_id = ""
 c.CourseDirectory.source_directory = "source"

@@ -19,12 +19,25 @@ from tqdm import tqdm
 from classroom import reports
 from classroom.checks import REQUEST_SECONDS, TOTAL_SECONDS, Reference, grade
 from classroom.course import ASSIGNMENTS, RELEASED, ROOT, Course, release
-from classroom.notebooks import ProblemSet, Submission, UnreadableError, problem_sets, read_cells, submissions, which_problem_set
+from classroom.notebooks import (
+    ProblemSet,
+    Submission,
+    UnreadableError,
+    problem_sets,
+    read_cells,
+    submissions,
+    which_problem_set,
+)
 from classroom.sandbox import Sandbox
 
 
 def grade_one(
-    submission: Submission, sets: dict[str, ProblemSet], references: dict[str, Reference], sandbox: Sandbox, seconds: float, total: float
+    submission: Submission,
+    sets: dict[str, ProblemSet],
+    references: dict[str, Reference],
+    sandbox: Sandbox,
+    seconds: float,
+    total: float,
 ) -> dict[str, Any]:
     """The result of one file, whatever is in it."""
     result: dict[str, Any] = {"student": submission.student, "identifier": submission.identifier, "file": submission.path.name,
@@ -38,7 +51,9 @@ def grade_one(
     try:
         verdicts = grade(sets[name], references[name], cells, sandbox, seconds, total)
     except Exception as error:  # a fault of the grader's; one student's must not stop the others
-        return result | {"message": f"The grader failed ({type(error).__name__}: {error}); your teacher will look into it."}
+        return result | {
+            "message": f"The grader failed ({type(error).__name__}: {error}); your teacher will look into it."
+        }
     return result | verdicts | {"most": sets[name].points, "written": len(sets[name].written)}
 
 
@@ -67,7 +82,8 @@ def newest(found: list[tuple[str, Submission, dict[str, Any]]]) -> list[tuple[st
         last = entries[-1]
         if len(entries) > 1 and name:
             others = ", ".join(e[1].path.name for e in entries[:-1])
-            note = f"{len(entries)} files were handed in for {name}; the one changed last, {last[1].path.name}, counts, not {others}."
+            what = f"{len(entries)} files were handed in for {name}"
+            note = f"{what}; the one changed last, {last[1].path.name}, counts, not {others}."
             last[2]["notes"] = [note]
         kept += [last] if name else entries
     return kept
@@ -92,7 +108,9 @@ def grade_all(folder: Path, out: Path, options: argparse.Namespace) -> int:
         reports.write_text(round_file, json.dumps({"seed": secrets.randbelow(2**31)}))
     os.environ["DDIM_GRADING_SEED"] = str(json.loads(round_file.read_text())["seed"])
     torch.set_num_threads(1)
-    code = "".join(ps.digest for ps in sets.values()) + "".join(p.read_text() for p in sorted((ROOT / "classroom").glob("*.py")))
+    code = "".join(ps.digest for ps in sets.values()) + "".join(
+        p.read_text() for p in sorted((ROOT / "classroom").glob("*.py"))
+    )
 
     with Sandbox(options.isolation) as sandbox:
         if sandbox.level != "namespaces" and options.isolation == "namespaces":
@@ -111,8 +129,14 @@ def grade_all(folder: Path, out: Path, options: argparse.Namespace) -> int:
                 todo.append((submission, path, print_of_it))
         if done:
             print(f"{len(done)} of {len(found)} were graded before and have not changed.")
-        with ThreadPoolExecutor(options.workers) as pool, tqdm(total=len(todo), desc="grading", disable=options.quiet) as bar:
-            jobs = {pool.submit(grade_one, s, sets, references, sandbox, options.seconds, options.total): (s, p, d) for s, p, d in todo}
+        with (
+            ThreadPoolExecutor(options.workers) as pool,
+            tqdm(total=len(todo), desc="grading", disable=options.quiet) as bar,
+        ):
+            jobs = {
+                pool.submit(grade_one, s, sets, references, sandbox, options.seconds, options.total): (s, p, d)
+                for s, p, d in todo
+            }
             try:
                 for job in as_completed(jobs):
                     submission, path, digest = jobs[job]
@@ -131,9 +155,9 @@ def grade_all(folder: Path, out: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-NO_NAMESPACES = """This machine does not let the grader shut students' code away in namespaces of its own (level reached: {level}).
-Grade on a Linux machine or in a container that allows it (the teacher's page says how), or, if you trust your students with what your
-account can read and with the network, add ISOLATION=process to the command."""
+NO_NAMESPACES = """This machine does not let the grader shut students' code away in namespaces (level reached: {level}).
+Grade on a Linux machine or in a container that allows it (the teacher's page says how), or, if you trust your students
+with what your account can read and with the network, add ISOLATION=process to the command."""
 
 
 def _stored(path: Path) -> dict[str, Any] | None:
@@ -144,7 +168,12 @@ def _stored(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def write_reports(graded: Iterable[tuple[str, Submission, dict[str, Any]]], sets: dict[str, ProblemSet], out: Path, options: argparse.Namespace) -> None:
+def write_reports(
+    graded: Iterable[tuple[str, Submission, dict[str, Any]]],
+    sets: dict[str, ProblemSet],
+    out: Path,
+    options: argparse.Namespace,
+) -> None:
     """The gradebook, grades.csv, a Moodle worksheet for each problem set, and the feedback pages."""
     graded = list(graded)
     course = Course(out / "course", sets)
@@ -153,7 +182,9 @@ def write_reports(graded: Iterable[tuple[str, Submission, dict[str, Any]]], sets
     students: dict[str, dict[str, Any]] = {}
     pages: dict[str, list[tuple[dict[str, Any], tuple[float, int] | None]]] = {}
     for key, submission, result in tqdm(graded, desc="gradebook", disable=options.quiet):
-        entry = students.setdefault(key, {"student": submission.student, "identifier": submission.identifier, "scores": {}, "comments": {}})
+        entry = students.setdefault(
+            key, {"student": submission.student, "identifier": submission.identifier, "scores": {}, "comments": {}}
+        )
         name, score = result["problem_set"], None
         if name and not result["message"]:
             mark = f"{key} {name}"
@@ -181,10 +212,15 @@ def write_reports(graded: Iterable[tuple[str, Submission, dict[str, Any]]], sets
     for name, points in seen.items():
         reports.write_text(out / f"grades-moodle-{name}.csv", reports.moodle_table(ordered, name, points))
     waiting = sum(score[1] for results in pages.values() for _, score in results if score)
-    refused = [(r["student"], r["file"], r["message"]) for results in pages.values() for r, _ in results if r["message"]]
+    refused = [
+        (r["student"], r["file"], r["message"]) for results in pages.values() for r, _ in results if r["message"]
+    ]
     for student, file, message in refused:
         print(f"not graded: {student!r}, {file!r}: {message}")
-    print(f"{len(students)} students: {out / 'grades.csv'}, feedback pages in {feedback}." + (f" {waiting} written answers wait to be read." if waiting else ""))
+    print(
+        f"{len(students)} students: {out / 'grades.csv'}, feedback pages in {feedback}."
+        + (f" {waiting} written answers wait to be read." if waiting else "")
+    )
 
 
 def parser() -> argparse.ArgumentParser:
@@ -197,11 +233,21 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("--out", type=Path, default=Path("grading"))
     two.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="how many at once")
     two.add_argument("--isolation", choices=("namespaces", "user", "process"), default="namespaces")
-    two.add_argument("--seconds", type=float, default=REQUEST_SECONDS, help="the longest that one call of a student's function may take")
+    two.add_argument(
+        "--seconds",
+        type=float,
+        default=REQUEST_SECONDS,
+        help="the longest that one call of a student's function may take",
+    )
     two.add_argument("--total", type=float, default=TOTAL_SECONDS, help="the longest that one submission may take")
     two.add_argument("--roster", type=Path, help="a gradebook exported from Canvas, for the students' numbers")
     for command in (one, two):
-        command.add_argument("--source", type=Path, default=ASSIGNMENTS / "source", help="the problem sets with solutions and hidden tests")
+        command.add_argument(
+            "--source",
+            type=Path,
+            default=ASSIGNMENTS / "source",
+            help="the problem sets with solutions and hidden tests",
+        )
     two.add_argument("--quiet", action="store_true", help="no progress bars")
     return top
 
@@ -215,7 +261,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Released {', '.join(names)} into {options.out}.")
         return 0
     if not options.submissions.is_dir():
-        print(f"There is no folder {options.submissions}; give the one that holds what students handed in: make grade SUBMISSIONS=folder")
+        print(
+            f"There is no folder {options.submissions}; give the one with what was handed in: make grade SUBMISSIONS=folder"
+        )
         return 2
     return grade_all(options.submissions, options.out, options)
 

@@ -1,15 +1,14 @@
 """One submission against the checks of its problem set.
 
-The checks, hidden ones too, run here, in the grader's process. What they call of the student's runs in isolation and is asked over a
-connection (:mod:`classroom.sandbox`). So nothing that the student's code does to PyTorch, to `assert` or to its own process
-changes a verdict: it can only answer, and the cases are new each time.
+The checks, hidden ones too, run here, in the grader's process. What they call of the student's runs in isolation and is
+asked over a connection (:mod:`classroom.sandbox`). So nothing that the student's code does to PyTorch, to `assert` or to
+its own process changes a verdict: it can only answer, and the cases are new each time.
 
-Before a part is checked, the functions of all other parts are replaced, over there, by ones that ask the reference solution over here. A
-wrong early function therefore costs its own points only.
+Before a part is checked, the functions of all other parts are replaced, over there, by ones that ask the reference
+solution over here. A wrong early function therefore costs its own points only.
 """
 
 import functools
-import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -47,11 +46,21 @@ class Reference:
 class Student:
     """A submission at work: its process, started again when it has ended, and what went wrong in its cells."""
 
-    def __init__(self, sandbox: Sandbox, problem_set: ProblemSet, reference: Reference, cells: list[Cell], seconds: float, total: float) -> None:
+    def __init__(
+        self,
+        sandbox: Sandbox,
+        problem_set: ProblemSet,
+        reference: Reference,
+        cells: list[Cell],
+        seconds: float,
+        total: float,
+    ) -> None:
         self.sandbox, self.problem_set, self.reference = sandbox, problem_set, reference
         self.seconds, self.end = seconds, time.monotonic() + total
         self.total = total
-        self.cells = [(cell.grade_id or cell_name(cell, n), student_source(cell)) for n, cell in enumerate(cells, start=1)]
+        self.cells = [
+            (cell.grade_id or cell_name(cell, n), student_source(cell)) for n, cell in enumerate(cells, start=1)
+        ]
         self.errors: dict[str, str] = {}
         self.hopeless: set[str] = set()
         self.process: Process | None = None
@@ -127,7 +136,10 @@ def students_cells(problem_set: ProblemSet, handed_in: list[Cell]) -> tuple[list
             remarks.append(f"You changed the cell {grade_id}; the original was used.")
         if grade_id not in present:
             kind = "answer" if cell.solution else "check" if cell.grade else "given"
-            remarks.append(f"The {kind} cell {grade_id} is missing from your notebook" + ("." if cell.solution else "; the original was used."))
+            remarks.append(
+                f"The {kind} cell {grade_id} is missing from your notebook"
+                + ("." if cell.solution else "; the original was used.")
+            )
     return cells, remarks
 
 
@@ -161,10 +173,14 @@ def students_value(name: str, process: Process, student: Student) -> Any:
     if name not in student.defined:
         sources = dict(student.cells)
         errors = {cell: text for cell, text in student.errors.items() if name in sources[cell] or "longer than" in text}
-        if any("NotImplementedError" in text for text in errors.values()) or (errors == {} and not callable(student.reference.names[name])):
+        if any("NotImplementedError" in text for text in errors.values()) or (
+            errors == {} and not callable(student.reference.names[name])
+        ):
             raise AssertionError("Not written yet.")
         why = "; ".join(f"cell {cell}: {text}" for cell, text in errors.items())
-        raise AssertionError(f"There is no `{name}` in your notebook" + (f" ({why})" if why else "; was it renamed or deleted?"))
+        raise AssertionError(
+            f"There is no `{name}` in your notebook" + (f" ({why})" if why else "; was it renamed or deleted?")
+        )
     if callable(student.reference.names[name]):
         return functools.partial(process.call, name)
     return process.get(name)

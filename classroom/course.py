@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import nbformat
 from nbgrader.api import Gradebook, MissingEntry
@@ -62,7 +62,9 @@ def release(names: list[str], folder: Path, scratch: Path) -> None:
 def _normalise(path: Path) -> None:
     """The same file from every version of the tools and at every time."""
     notebook = nbformat.read(path, as_version=4)
-    notebook.metadata = nbformat.from_dict({k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "language_info")})
+    notebook.metadata = nbformat.from_dict(
+        {k: v for k, v in notebook.metadata.items() if k in ("kernelspec", "language_info")}
+    )
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
     nbformat.write(notebook, path)
@@ -71,14 +73,16 @@ def _normalise(path: Path) -> None:
 class Replay(NbGraderPreprocessor):
     """Stands in for nbgrader's executor: a check that failed gets its message as an error, one that passed gets nothing."""
 
-    verdicts: dict[str, str] = {}
+    verdicts: ClassVar[dict[str, str]] = {}
 
     def preprocess_cell(self, cell: Any, resources: Any, index: int) -> tuple[Any, Any]:
         message = self.verdicts.get(cell.metadata.get("nbgrader", {}).get("grade_id", ""), "")
         if cell.cell_type == "code":
             cell.outputs = []
             if message:
-                cell.outputs = [nbformat.v4.new_output("error", ename="CheckFailed", evalue=message, traceback=[message])]
+                cell.outputs = [
+                    nbformat.v4.new_output("error", ename="CheckFailed", evalue=message, traceback=[message])
+                ]
         return cell, resources
 
 
@@ -104,8 +108,12 @@ class Course:
         logging.getLogger("traitlets").setLevel(logging.ERROR)
         for name in sets:
             _checked(self.api.generate_assignment(name, force=True, create=True), f"reading {name}")
-        settings = f"c = get_config()\nc.CourseDirectory.root = {str(folder)!r}\nc.CourseDirectory.source_directory = {course['source_directory']!r}\n"
-        (folder / "nbgrader_config.py").write_text(settings)
+        lines = [
+            "c = get_config()",
+            f"c.CourseDirectory.root = {str(folder)!r}",
+            f"c.CourseDirectory.source_directory = {course['source_directory']!r}",
+        ]
+        (folder / "nbgrader_config.py").write_text("\n".join(lines) + "\n")
 
     def record(self, key: str, problem_set: ProblemSet, handed_in: list[Cell], verdicts: dict[str, str]) -> None:
         """Put one submission and its verdicts into the gradebook.
@@ -134,7 +142,7 @@ class Course:
 
 
 def merged(released: Path, handed_in: list[Cell]) -> nbformat.NotebookNode:
-    """The released notebook with the student's answers in it: nothing else of a stranger's file reaches nbgrader or a browser."""
+    """The released notebook with the student's answers in it: nothing else of a stranger's file reaches nbgrader."""
     notebook = nbformat.read(released, as_version=4)
     answers: dict[str, list[str]] = {}
     for cell in handed_in:

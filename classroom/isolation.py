@@ -13,6 +13,7 @@ given ("process"): code can then read what the account that grades can read, and
 rights there ("user").
 """
 
+import contextlib
 import ctypes
 import os
 import resource
@@ -108,10 +109,8 @@ def _enter_namespaces(visible: list[str], hidden: list[str], folder: str, uid: i
         Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
     if child := os.fork():  # the first process of the new process namespace; this one only waits for it
         for descriptor in range(3, FILES):
-            try:
+            with contextlib.suppress(OSError):
                 os.close(descriptor)
-            except OSError:
-                pass
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0x7F)
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -125,10 +124,8 @@ def _enter_namespaces(visible: list[str], hidden: list[str], folder: str, uid: i
         if os.path.isdir(folder + path):
             _mount("tmpfs", folder + path, "tmpfs", _MS_RDONLY | _MS_NOSUID | _MS_NODEV, "size=4k,mode=755")
     os.makedirs(folder + "/proc", exist_ok=True)
-    try:
+    with contextlib.suppress(OSError):  # not possible inside of some containers, and not needed
         _mount("proc", folder + "/proc", "proc", _MS_NOSUID | _MS_NODEV)
-    except OSError:
-        pass  # inside of some containers; the student's code has no need of it
     for home in ("/home/student", "/tmp"):
         os.makedirs(folder + home, exist_ok=True)
         os.chown(folder + home, uid if root else user, uid if root else group)

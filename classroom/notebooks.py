@@ -52,7 +52,9 @@ def read_cells(path: Path) -> list[Cell]:
             raise UnreadableError("this is not a file; hand in the notebook itself")
         if facts.st_size > LARGEST:
             size, most = facts.st_size / 2**20, LARGEST >> 20
-            raise UnreadableError(f"the notebook has {size:.0f} MB, at most {most} are read; clear its outputs and hand it in again")
+            raise UnreadableError(
+                f"the notebook has {size:.0f} MB, at most {most} are read; clear its outputs and hand it in again"
+            )
         data = file.read(LARGEST + 1)
     return parse_cells(data)
 
@@ -63,7 +65,9 @@ def parse_cells(data: bytes) -> list[Cell]:
         cells = json.loads(data)["cells"]
         return [_cell(c) for c in cells]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UnreadableError("the file is damaged, or no Jupyter notebook (format 4); download it again and open it before handing it in") from error
+        raise UnreadableError(
+            "the file is damaged, or no Jupyter notebook (format 4); download it again and open it before handing it in"
+        ) from error
 
 
 def _cell(raw: dict[str, Any]) -> Cell:
@@ -74,9 +78,14 @@ def _cell(raw: dict[str, Any]) -> Cell:
         marks = {}
     points = marks.get("points", 0)
     return Cell(
-        kind, source, str(marks.get("grade_id", "")), *(marks.get(k) is True for k in ("grade", "solution", "locked")),
+        kind,
+        source,
+        str(marks.get("grade_id", "")),
+        marks.get("grade") is True,
+        marks.get("solution") is True,
+        marks.get("locked") is True,
         float(points) if isinstance(points, int | float) else 0.0,
-    )  # fmt: skip
+    )
 
 
 @dataclass
@@ -139,7 +148,9 @@ class ProblemSet:
 
 def problem_sets(folder: Path) -> dict[str, ProblemSet]:
     """Every problem set under the folder of sources, by name."""
-    return {path.stem: ProblemSet.read(path) for path in sorted(folder.glob("ps*/ps*.ipynb")) if _SET.fullmatch(path.stem)}
+    return {
+        path.stem: ProblemSet.read(path) for path in sorted(folder.glob("ps*/ps*.ipynb")) if _SET.fullmatch(path.stem)
+    }
 
 
 def defined_names(source: str) -> list[str]:
@@ -155,7 +166,9 @@ def defined_names(source: str) -> list[str]:
 
 def hidden_tests_removed(source: str) -> str:
     """A check as it stands in the students' notebook."""
-    return re.sub(r"^ *### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS *\n?", "", source, flags=re.S | re.M).rstrip("\n")
+    return re.sub(r"^ *### BEGIN HIDDEN TESTS\n.*?### END HIDDEN TESTS *\n?", "", source, flags=re.S | re.M).rstrip(
+        "\n"
+    )
 
 
 def without_magics(source: str) -> str:
@@ -166,7 +179,7 @@ def without_magics(source: str) -> str:
 
 
 def definitions(source: str) -> str:
-    """What is run of a cell that is no solution cell: imports, functions, classes and plain values, so that no plot or training run starts.
+    """What is run of a cell that is no solution cell: imports, functions, classes, plain values; no plot, no training.
 
     A cell that is not Python is returned as it is, to fail where it is run.
     """
@@ -176,9 +189,8 @@ def definitions(source: str) -> str:
         return source
     kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     tree.body = [
-        node for node in tree.body
-        if isinstance(node, kept) or (isinstance(node, ast.Assign) and _is_plain(node.value))
-    ]  # fmt: skip
+        node for node in tree.body if isinstance(node, kept) or (isinstance(node, ast.Assign) and _is_plain(node.value))
+    ]
     return ast.unparse(tree)
 
 
@@ -210,14 +222,18 @@ class Submission:
 def key_of(student: str) -> str:
     """A file name for a student: letters, digits and hyphens, and a piece of a digest where something had to be left out."""
     safe = re.sub(r"[^A-Za-z0-9]+", "-", student).strip("-")[:40]
-    return safe if safe == student else f"{safe or 'student'}-{hashlib.sha256(student.encode(errors='surrogateescape')).hexdigest()[:8]}"
+    return (
+        safe
+        if safe == student
+        else f"{safe or 'student'}-{hashlib.sha256(student.encode(errors='surrogateescape')).hexdigest()[:8]}"
+    )
 
 
 def submissions(folder: Path) -> Iterator[Submission]:
     """Every notebook under a folder, as Canvas, Moodle or nbgrader put them there, or simply one for each student.
 
-    `student.ipynb`, `student/anything.ipynb`, `ps1/student.ipynb`, `student/ps1/ps1.ipynb`, `name_123_456_anything.ipynb` (Canvas) and
-    `Name_123_assignsubmission_file/anything.ipynb` (Moodle) are all understood.
+    `student.ipynb`, `student/anything.ipynb`, `ps1/student.ipynb`, `student/ps1/ps1.ipynb`, `name_123_456_anything.ipynb`
+    (Canvas) and `Name_123_assignsubmission_file/anything.ipynb` (Moodle) are all understood.
     """
     for directory, folders, files in os.walk(folder):  # does not follow links
         folders[:] = sorted(f for f in folders if f not in (".ipynb_checkpoints", "__MACOSX"))
@@ -243,9 +259,17 @@ def which_problem_set(cells: list[Cell], known: dict[str, ProblemSet]) -> str:
         UnreadableError: when it is none of them.
     """
     marks = [c.grade_id.split("-")[0] for c in cells]
-    defined = {name for c in cells if c.kind == "code" for name in re.findall(r"^def (\w+)|^(\w+) =", c.source, re.M) for name in name}
+    defined = {
+        name
+        for c in cells
+        if c.kind == "code"
+        for name in re.findall(r"^def (\w+)|^(\w+) =", c.source, re.M)
+        for name in name
+    }
     counts = {name: (marks.count(name), len(defined & set(ps.names))) for name, ps in known.items()}
     best = max(counts, key=lambda name: counts[name], default="")
     if not best or counts[best] == (0, 0):
-        raise UnreadableError(f"this notebook is none of {', '.join(known)}: none of their cells is in it; hand in the notebook that you were given, filled in")
+        raise UnreadableError(
+            f"this notebook is none of {', '.join(known)}: hand in the notebook that you were given, filled in"
+        )
     return best

@@ -40,7 +40,11 @@ def canvas_table(students: list[dict[str, Any]], points: dict[str, float], roste
     rows: list[list[Any]] = [[*columns, *points], ["    Points Possible", "", "", "", "", *points.values()]]
     for entry in students:
         known = next((row for row in roster if _same(row, entry)), {})
-        person = [known.get(c, "") for c in columns] if known else [entry["student"], entry["identifier"], "", entry["student"], ""]
+        person = (
+            [known.get(c, "") for c in columns]
+            if known
+            else [entry["student"], entry["identifier"], "", entry["student"], ""]
+        )
         rows.append([*person, *(entry["scores"].get(name) for name in points)])
     return table(rows)
 
@@ -58,7 +62,9 @@ def moodle_table(students: list[dict[str, Any]], name: str, most: float) -> str:
     for entry in students:
         if name in entry["scores"]:
             identifier = f"Participant {entry['identifier']}" if entry["identifier"] else ""
-            rows.append([identifier, entry["student"], entry["scores"][name], float(most), entry["comments"].get(name, "")])
+            rows.append(
+                [identifier, entry["student"], entry["scores"][name], float(most), entry["comments"].get(name, "")]
+            )
     return table(rows)
 
 
@@ -76,7 +82,8 @@ _PAGE = """<!doctype html>
 <title>{title}</title><style>
 :root {{ color-scheme: light dark }}
 body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem }}
-table {{ border-collapse: collapse; width: 100% }} th, td {{ text-align: left; vertical-align: top; padding: .4rem .6rem .4rem 0; border-bottom: 1px solid #8888 }}
+table {{ border-collapse: collapse; width: 100% }} 
+th, td {{ text-align: left; vertical-align: top; padding: .4rem .6rem .4rem 0; border-bottom: 1px solid #8888 }}
 td:first-child, th:first-child {{ white-space: nowrap }} .seen {{ overflow-wrap: anywhere }}
 </style></head><body><h1>{title}</h1>
 {body}</body></html>

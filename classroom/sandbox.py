@@ -1,5 +1,6 @@
 """The grader's end: processes that run a student's code in isolation, asked and stopped from here."""
 
+import contextlib
 import functools
 import json
 import os
@@ -26,7 +27,15 @@ ROOT = Path(__file__).resolve().parent.parent
 KEPT = ("data.py", "unet.py", "checking.py")
 """Files of ddimlib that a student's code may use while it is graded: images, a network, and the printing of differences."""
 
-ANSWER_KEYS = ("diffusers", "denoising_diffusion_pytorch", "k_diffusion", "onnxruntime", "ddimlib", "classroom", "nbgrader")
+ANSWER_KEYS = (
+    "diffusers",
+    "denoising_diffusion_pytorch",
+    "k_diffusion",
+    "onnxruntime",
+    "ddimlib",
+    "classroom",
+    "nbgrader",
+)
 """Packages that hold what a student is to write, or how it is graded; their folders are empty in there."""
 
 _FACE = '''"""The part of the library that is there while work is graded."""
@@ -103,7 +112,9 @@ class Sandbox:
         self.uids = iter(range(61000 + secrets.randbelow(400), 10**9))
         if not self.control.recv(16):
             assert self.server.stderr
-            raise RuntimeError(f"the process for students' code did not start: {self.server.stderr.read().decode()[-500:]}")
+            raise RuntimeError(
+                f"the process for students' code did not start: {self.server.stderr.read().decode()[-500:]}"
+            )
         probe = Process(self)
         self.level = probe.level
         probe.stop()
@@ -193,10 +204,8 @@ class Process:
     def stop(self) -> None:
         """End the process and everything that it has started."""
         self.dead = self.dead or "it was stopped"
-        try:
+        with contextlib.suppress(OSError):
             os.killpg(self.number, signal.SIGKILL)
-        except OSError:
-            pass
         self.channel.connection.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
@@ -264,7 +273,13 @@ class Process:
         if isinstance(value, nn.Module):
             self.networks.append(value)
             state = [[k, [list(v.shape), v.flatten().tolist()]] for k, v in value.state_dict().items()]
-            return {"network": {"class": type(value).__name__, "args": list(getattr(value, "arguments", ())), "state": state}}
+            return {
+                "network": {
+                    "class": type(value).__name__,
+                    "args": list(getattr(value, "arguments", ())),
+                    "state": state,
+                }
+            }
         if callable(value):
             if value not in self.functions:
                 self.functions.append(value)
@@ -307,5 +322,3 @@ def _write_library(folder: Path) -> None:
         shutil.copy(ROOT / "classroom" / name, folder / "classroom")
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o755 if path.is_dir() else 0o644)
-
-

@@ -1,7 +1,7 @@
 """What runs in isolation: first one process that imports PyTorch, then a copy of it for each submission.
 
-`python -I -S -c "...; serve(3)"` waits on file descriptor 3 for orders to start a copy and is handed, with each, one end of a connection. The copy
-isolates itself, then runs cells and calls functions as it is told over that connection. It holds no checks, no
+The first one waits on a file descriptor for orders to start a copy, and is handed, with each, one end of a connection. The
+copy isolates itself, then runs cells and calls functions as it is told over that connection. It holds no checks, no
 solutions and no grades, so nothing in here has to be defended against the code that it runs.
 """
 
@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from classroom.isolation import isolate
-from classroom.wire import Channel, Foreign, WireError, pack, unpack
+from classroom.wire import Channel, WireError, pack, unpack
 
 
 class Worker:
@@ -145,15 +145,12 @@ def start(order: dict[str, Any], connection: socket.socket) -> None:
     """In a fresh copy of this process: isolate it, say how well that went, and serve the connection. Does not return."""
     try:
         level = isolate(order["visible"], order["hidden"], order["folder"], order["uid"], order["strongest"])
-        sys.stdin = open(os.devnull)
         for descriptor in (0, 1, 2):
             os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
         for descriptor in range(3, 256):
             if descriptor != connection.fileno():
-                try:
+                with contextlib.suppress(OSError):
                     os.close(descriptor)
-                except OSError:
-                    pass
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         channel = Channel(connection)
         channel.send({"level": level}, [])
@@ -200,7 +197,5 @@ def serve(descriptor: int) -> None:
         copies.add(copy)
         control.sendall(str(copy).encode())
     for copy in copies:
-        try:
+        with contextlib.suppress(OSError):
             os.killpg(copy, signal.SIGKILL)
-        except OSError:
-            pass

@@ -1,4 +1,4 @@
-"""The checks of the problem sets: a value beside the one that the formula gives, and the slip that would explain the difference."""
+"""The checks of the problem sets: a value beside the one that the formula gives, and the slip that explains it."""
 
 import os
 from collections.abc import Iterator, Mapping

@@ -4,7 +4,6 @@ Each submission is made here, out of the released notebook and the solutions, ch
 """
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -13,14 +12,20 @@ from pathlib import Path
 
 import nbformat
 import pytest
-import torch
 
 from classroom import reports
 from classroom.__main__ import main
 from classroom.checks import Reference, Student, grade, run_check, students_cells
 from classroom.course import RELEASED, ROOT, release
-from classroom.notebooks import Cell, UnreadableError, definitions, hidden_tests_removed, key_of, parse_cells, problem_sets, read_cells, submissions
-from classroom.sandbox import ANSWER_KEYS, Process, Sandbox, StudentError, Stopped
+from classroom.notebooks import (
+    definitions,
+    hidden_tests_removed,
+    key_of,
+    parse_cells,
+    problem_sets,
+    submissions,
+)
+from classroom.sandbox import ANSWER_KEYS, Process, Sandbox, StudentError
 
 SETS = problem_sets(ROOT / "assignments" / "source")
 PATIENCE = 30.0  # seconds for one answer, on a busy machine
@@ -43,7 +48,7 @@ def released(name):
 
 
 def filled(name, changes=(), answers=None):
-    """The released notebook with the solutions written in, or `answers`, {grade_id: source}, after replacements (grade_id, old, new)."""
+    """The released notebook with the solutions, or `answers`, after replacements (grade_id, old, new)."""
     notebook = released(name)
     solutions = {c.grade_id: c.source for c in SETS[name].cells if c.solution} if answers is None else dict(answers)
     for grade_id, old, new in changes:
@@ -142,12 +147,17 @@ def test_wrong_early_functions_cost_their_own_points_only(name, sandbox, referen
     for part in SETS[name].solutions[:4]:
         if "def " not in part.source:
             continue
-        broken = filled(name, answers={c.grade_id: c.source for c in SETS[name].solutions} | {
-            part.grade_id: part.source.split("    ### BEGIN SOLUTION")[0] + "    raise ZeroDivisionError('mine')"})  # fmt: skip
+        broken = filled(
+            name,
+            answers={c.grade_id: c.source for c in SETS[name].solutions}
+            | {part.grade_id: part.source.split("    ### BEGIN SOLUTION")[0] + "    raise ZeroDivisionError('mine')"},
+        )
         found = verdicts(name, broken, sandbox, references)
         own = {c.grade_id for c in SETS[name].checks if set(c.own) & set(_names(part))}
         assert set(found) == {g.removeprefix(f"{name}-").removesuffix("-check") for g in own}
-        assert all("ZeroDivisionError: mine (cell" in message and "line" in message for message in found.values()), found
+        assert all("ZeroDivisionError: mine (cell" in message and "line" in message for message in found.values()), (
+            found
+        )
 
 
 def _names(cell):
@@ -162,30 +172,99 @@ SLIPS = [
     ("ps1", "one-step", "beta**0.5 * z", "beta * z", {"one-step"}, "with β in place of √β"),
     ("ps1", "one-step", "(1 - beta) ** 0.5", "(1 - beta)", {"one-step"}, "1 - β in place of its root"),
     ("ps1", "one-step", "(1 - beta) ** 0.5 *", "", {"one-step"}, "nothing is shrunk"),
-    ("ps1", "products", "torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(keep, dim=0)])", "torch.cumprod(keep, dim=0)", {"products"}, "off by one"),
-    ("ps1", "products", "1 - betas.to(torch.float64)", "betas.to(torch.float64)", {"products"}, "betas themselves are multiplied"),
+    (
+        "ps1",
+        "products",
+        "torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(keep, dim=0)])",
+        "torch.cumprod(keep, dim=0)",
+        {"products"},
+        "off by one",
+    ),
+    (
+        "ps1",
+        "products",
+        "1 - betas.to(torch.float64)",
+        "betas.to(torch.float64)",
+        {"products"},
+        "betas themselves are multiplied",
+    ),
     ("ps1", "products", "torch.float64", "torch.float32", {"products"}, "differ"),
     ("ps1", "jump", "a.sqrt() * images", "a * images", {"jump-alike", "jump-each"}, "with ᾱ in place of √ᾱ"),
     ("ps1", "jump", "(1 - a).sqrt()", "(1 - a)", {"jump-alike", "jump-each"}, "1 - ᾱ in place of its root"),
-    ("ps1", "jump", "abar[times]", "(abar[times] / abar[(times - 1).clamp(min=0)])", {"jump-alike", "jump-each"}, "α_t in place of ᾱ_t"),
+    (
+        "ps1",
+        "jump",
+        "abar[times]",
+        "(abar[times] / abar[(times - 1).clamp(min=0)])",
+        {"jump-alike", "jump-each"},
+        "α_t in place of ᾱ_t",
+    ),
     ("ps1", "jump", "abar[times]", "abar[(times - 1).clamp(min=0)]", {"jump-alike", "jump-each"}, ""),
     ("ps1", "jump", "abar[times]", "abar[times[:1]].expand(len(times))", {"jump-each"}, "time of the first image"),
     ("ps1", "jump", ".reshape(-1, *[1] * (images.ndim - 1))", "", {"jump-alike", "jump-each"}, "shape"),
-    ("ps1", "posterior", "before / left * (1 - alpha)\n", "(before / left * (1 - alpha)) ** 0.5\n", {"posterior-variance"}, "σ, the root, in place of σ²"),
-    ("ps1", "posterior", "return mean, before / left * (1 - alpha)", "return mean, 1 - alpha", {"posterior-variance"}, "β_t in place of β̃_t"),
+    (
+        "ps1",
+        "posterior",
+        "before / left * (1 - alpha)\n",
+        "(before / left * (1 - alpha)) ** 0.5\n",
+        {"posterior-variance"},
+        "σ, the root, in place of σ²",
+    ),
+    (
+        "ps1",
+        "posterior",
+        "return mean, before / left * (1 - alpha)",
+        "return mean, 1 - alpha",
+        {"posterior-variance"},
+        "β_t in place of β̃_t",
+    ),
     ("ps1", "posterior", "float(abar[t - 1]) ** 0.5 *", "float(abar[t - 1]) *", {"posterior-mean"}, "ᾱ in place of √ᾱ"),
     ("ps1", "ancestral", " if t > 1 else mean", "", {"ancestral-last"}, "noise on the last step"),
-    ("ps1", "ancestral", "(1 - alpha) ** 0.5 * z", "(1 - alpha) * z", {"ancestral-noise"}, "β, a variance, in place of σ"),
-    ("ps1", "ancestral", "alpha = float(abar[t] / abar[t - 1])", "alpha = float(abar[t])", {"ancestral-mean", "ancestral-noise"}, ""),
-    ("ps1", "ancestral", "(1 - float(abar[t])) ** 0.5 * eps", "(1 - float(abar[t])) * eps", {"ancestral-mean"}, "1 - ᾱ in place of its root"),
+    (
+        "ps1",
+        "ancestral",
+        "(1 - alpha) ** 0.5 * z",
+        "(1 - alpha) * z",
+        {"ancestral-noise"},
+        "β, a variance, in place of σ",
+    ),
+    (
+        "ps1",
+        "ancestral",
+        "alpha = float(abar[t] / abar[t - 1])",
+        "alpha = float(abar[t])",
+        {"ancestral-mean", "ancestral-noise"},
+        "",
+    ),
+    (
+        "ps1",
+        "ancestral",
+        "(1 - float(abar[t])) ** 0.5 * eps",
+        "(1 - float(abar[t])) * eps",
+        {"ancestral-mean"},
+        "1 - ᾱ in place of its root",
+    ),
     ("ps1", "walk", "len(abar) - 1", "1000", {"walk"}, "fix the number of steps"),
     ("ps1", "walk", "range(T, 0, -1)", "range(T - 1, -1, -1)", {"walk"}, "step from t = 0"),
-    ("ps1", "seeded", "torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])",
-     "torch.randn(len(seeds), *shape, generator=torch.Generator().manual_seed(seeds[0]))", {"seeded"}, "depends on the batch"),
+    (
+        "ps1",
+        "seeded",
+        "torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])",
+        "torch.randn(len(seeds), *shape, generator=torch.Generator().manual_seed(seeds[0]))",
+        {"seeded"},
+        "depends on the batch",
+    ),
     ("ps1", "loss", ".mean()", ".sum()", {"loss"}, "summed over pixels"),
     ("ps1", "loss", "- noise).square()", "- images).square()", {"loss"}, "compared with the image"),
     ("ps1", "train", "        loss.backward()\n", "", {"train"}, "weights hardly changed"),
-    ("ps2", "times", "[i * T // S for i in range(S, 0, -1)]", "list(range(T, 0, -(T // S)))", {"times"}, "does not divide T"),
+    (
+        "ps2",
+        "times",
+        "[i * T // S for i in range(S, 0, -1)]",
+        "list(range(T, 0, -(T // S)))",
+        {"times"},
+        "does not divide T",
+    ),
     ("ps2", "times", "range(S, 0, -1)", "range(S - 1, -1, -1)", {"times"}, "off by one"),
     ("ps2", "times", "i * T // S", "i * T // S - 1", {"times"}, "one time step too early"),
     ("ps2", "image", "/ a**0.5", "/ a", {"image"}, "ᾱ in place of √ᾱ"),
@@ -202,9 +281,23 @@ SLIPS = [
     ("ps2", "guided", "scale * (", "(1 + scale) * (", {"guided"}, "1 + w in place of w"),
     ("ps2", "sampler", "times[i + 1] if i + 1 < len(times) else 0", "t - 1", {"sampler"}, ""),
     ("ps2", "sampler", "enumerate(times)", "enumerate(times[:-1])", {"sampler"}, "asked"),
-    ("ps2", "spread", "zip(times, [*times[1:], 0])", "zip(times, times[1:])", {"spread"}, "the last step, to t = 0, is missing"),
+    (
+        "ps2",
+        "spread",
+        "zip(times, [*times[1:], 0])",
+        "zip(times, times[1:])",
+        {"spread"},
+        "the last step, to t = 0, is missing",
+    ),
     ("ps2", "mended-a", "zip(times, [*times[1:], 0])", "((t, t - 1) for t in times)", {"mended-a"}, "still does"),
-    ("ps2", "mended-b", "        eps = (x - a_from**0.5 * image) / (1 - a_from) ** 0.5\n", "", {"mended-b"}, "clipped but ε is kept"),
+    (
+        "ps2",
+        "mended-b",
+        "        eps = (x - a_from**0.5 * image) / (1 - a_from) ** 0.5\n",
+        "",
+        {"mended-b"},
+        "clipped but ε is kept",
+    ),
     ("ps2", "mended-c", " - variance) ** 0.5", ") ** 0.5", {"mended-c"}, "still does"),
     ("ps3", "there", "x / a**0.5", "x / a", {"there"}, "ᾱ in place of √ᾱ"),
     ("ps3", "there", "((1 - a) / a) ** 0.5", "(1 - a) / a", {"there"}, "in place of their roots"),
@@ -212,21 +305,48 @@ SLIPS = [
     ("ps3", "euler", "slope(line, s)", "slope(line, following)", {"euler"}, "where the steps start"),
     ("ps3", "euler", "(following - s)", "(s - following)", {"euler"}, "sign of the step"),
     ("ps3", "order", "return -float", "return float", {"order"}, "with the sign turned"),
-    ("ps3", "circle", "return (torch.sin((1 - w) * omega) * a + torch.sin(w * omega) * b) / torch.sin(omega)", "return torch.lerp(a, b, w)", {"circle"}, "(lerp)"),
-    ("ps3", "circle", "omega = torch.arccos((x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1)))", "omega = torch.arccos((x * y).sum() / (x.norm() * y.norm())).expand(len(a))", {"circle"}, ""),
-    ("ps3", "encode", "torch.full((len(x),), t)", "torch.full((len(x),), s)", {"encode"}, "the times that the steps start from"),
+    (
+        "ps3",
+        "circle",
+        "return (torch.sin((1 - w) * omega) * a + torch.sin(w * omega) * b) / torch.sin(omega)",
+        "return torch.lerp(a, b, w)",
+        {"circle"},
+        "(lerp)",
+    ),
+    (
+        "ps3",
+        "circle",
+        "omega = torch.arccos((x * y).sum(1) / (x.norm(dim=1) * y.norm(dim=1)))",
+        "omega = torch.arccos((x * y).sum() / (x.norm() * y.norm())).expand(len(a))",
+        {"circle"},
+        "",
+    ),
+    (
+        "ps3",
+        "encode",
+        "torch.full((len(x),), t)",
+        "torch.full((len(x),), s)",
+        {"encode"},
+        "the times that the steps start from",
+    ),
     ("ps3", "decode", "[*times[-2::-1], 0]", "times[-2::-1]", {"decode"}, "asked at"),
     ("ps3", "trip", ".sqrt()", "", {"trip"}, "mean square in place of its root"),
     ("ps3", "edit", "encode(with_label(old)", "encode(with_label(new)", {"edit"}, "the label 3 twice"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "part", "right", "wrong", "failing", "hint"), SLIPS, ids=[f"{s[0]}-{s[1]}-{i}" for i, s in enumerate(SLIPS)]
+    ("name", "part", "right", "wrong", "failing", "hint"),
+    SLIPS,
+    ids=[f"{s[0]}-{s[1]}-{i}" for i, s in enumerate(SLIPS)],
 )
 def test_a_slip_fails_its_checks_and_gets_its_hint(name, part, right, wrong, failing, hint, sandbox, references):
     notebook = filled(name, [(f"{name}-{part}", right, wrong)])
-    checks = {c.grade_id for c in SETS[name].checks if set(c.own) & set(_names(next(s for s in SETS[name].solutions if s.grade_id == f"{name}-{part}")))}
+    checks = {
+        c.grade_id
+        for c in SETS[name].checks
+        if set(c.own) & set(_names(next(s for s in SETS[name].solutions if s.grade_id == f"{name}-{part}")))
+    }
     found = verdicts(name, notebook, sandbox, references, checks)
     assert set(found) == failing, found
     if hint != "differ":
@@ -281,15 +401,24 @@ HARD_CODED = {
     "ps1-jump": "def noisy(images, times, noise, abar):\n    a = torch.tensor([0.8, 0.6])[times - 2].reshape(-1, 1, 1, 1)\n"
     "    return a * images + torch.tensor([0.6, 0.8])[times - 2].reshape(-1, 1, 1, 1) * noise",
     "ps1-posterior": "def step_back(x_0, x_t, t, abar):\n    return 0.8*0.75/0.84*x_0 + 0.5*0.36/0.84*x_t, 0.36/0.84*0.75",
-    "ps1-ancestral": "def ancestral(x, eps, t, z, abar):\n    return 2*x - 2*0.75/0.84**0.5*eps + (0.75**0.5*z if t > 1 else 0)",
+    "ps1-ancestral": "def ancestral(x, eps, t, z, abar):\n"
+    "    return 2*x - 2*0.75/0.84**0.5*eps + (0.75**0.5*z if t > 1 else 0)",
 }
 
 # name: (what is handed in, points lost of 24 or None for no grade, a piece of the feedback)
 HOSTILE = {
     "endless-function": (spoilt("while True: pass"), 1, "longer than"),
     "endless-cell": (with_cell("while True: pass"), 2, "longer than"),
-    "fork-bomb": (spoilt("import os", "while True:", "    try: os.fork()", "    except OSError: pass"), 1, "longer than"),
-    "output": (with_cell("print('x' * 10**8)\nimport sys, os\nsys.stderr.write('y' * 10**8)\nos.write(1, b'z' * 10**8)"), 0, ""),
+    "fork-bomb": (
+        spoilt("import os", "while True:", "    try: os.fork()", "    except OSError: pass"),
+        1,
+        "longer than",
+    ),
+    "output": (
+        with_cell("print('x' * 10**8)\nimport sys, os\nsys.stderr.write('y' * 10**8)\nos.write(1, b'z' * 10**8)"),
+        0,
+        "",
+    ),
     "exception": (spoilt("raise RuntimeError('<script>alert(1)</script>')"), 1, "&lt;script&gt;"),
     "exit": (spoilt("import os", "os._exit(0)"), 1, "process ended"),
     "exit-politely": (spoilt("raise SystemExit"), 1, "SystemExit"),
@@ -301,13 +430,41 @@ HOSTILE = {
     "checks-edited-nothing-done": (without_checks(released("ps1"), edit=True), 24, "Not written yet"),
     "monkey": (with_cell(MONKEY, without_checks(released("ps1"), edit=True)), 24, ""),
     "hard-coded": (filled("ps1", answers=HARD_CODED), 23, "random"),
-    "everything-equal": (spoilt("class Equal:", "    def __getattr__(self, name): return self", "    def __eq__(self, other): return True", "return Equal()"), 1, "Equal"),
-    "forged-answer": (spoilt("import os", "for fd in range(3, 64):", "    try: os.write(fd, b'\\0' * 7 + b'\\2' + b'\\0' * 8 + b'{}')", "    except OSError: pass"), 1, "cannot be read"),
-    "garbage-answer": (spoilt("import os", "for fd in range(3, 64):", "    try: os.write(fd, b'\\xff' * 4096)", "    except OSError: pass"), 1, "cannot be read"),
-    "library": (spoilt("from ddimlib import SeededNoise", "return SeededNoise(seeds).draw(shape)"), 1, "not there while your work is graded"),
+    "everything-equal": (
+        spoilt(
+            "class Equal:",
+            "    def __getattr__(self, name): return self",
+            "    def __eq__(self, other): return True",
+            "return Equal()",
+        ),
+        1,
+        "Equal",
+    ),
+    "forged-answer": (
+        spoilt(
+            "import os",
+            "for fd in range(3, 64):",
+            "    try: os.write(fd, b'\\0' * 7 + b'\\2' + b'\\0' * 8 + b'{}')",
+            "    except OSError: pass",
+        ),
+        1,
+        "cannot be read",
+    ),
+    "garbage-answer": (
+        spoilt(
+            "import os", "for fd in range(3, 64):", "    try: os.write(fd, b'\\xff' * 4096)", "    except OSError: pass"
+        ),
+        1,
+        "cannot be read",
+    ),
+    "library": (
+        spoilt("from ddimlib import SeededNoise", "return SeededNoise(seeds).draw(shape)"),
+        1,
+        "not there while your work is graded",
+    ),
     "syntax-error": (filled("ps1", [("ps1-one-step", "return", "return (")]), 2, "SyntaxError"),
     "renamed-function": (filled("ps1", [(LAST, "def seeded_noise", "def my_noise")]), 1, "renamed or deleted"),
-}  # fmt: skip
+}
 
 FILES = {
     "truncated": (nbformat.writes(released("ps1"))[:5000].encode(), "damaged"),
@@ -315,9 +472,20 @@ FILES = {
     "no-notebook": (b'{"a": 1}', "damaged"),
     "nested": (b'{"cells": ' + b"[" * 10**6, "damaged"),
     "huge": (b" " * (21 * 2**20), "21 MB"),
-    "another-notebook": (nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])).encode(), "none of"),
+    "another-notebook": (
+        nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])).encode(),
+        "none of",
+    ),
 }
-STRANGE = ["..%2F..%2Fetc%2Fpasswd", "=cmd|' -C calc'!A0", "<img src=x onerror=alert(1)>", "...", "-rf", "名前", "a" * 120]
+STRANGE = [
+    "..%2F..%2Fetc%2Fpasswd",
+    "=cmd|' -C calc'!A0",
+    "<img src=x onerror=alert(1)>",
+    "...",
+    "-rf",
+    "名前",
+    "a" * 120,
+]
 
 
 def grade_folder(folder, out, *options):
@@ -404,7 +572,9 @@ def test_keys_are_unique_and_safe():
     names = [*STRANGE, "anna b", "anna-b", "Anna-b", "a/b", "..", "a" * 41]
     keys = [key_of(name) for name in names]
     assert len(set(keys)) == len(names)
-    assert all(set(key) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") and key for key in keys)
+    assert all(
+        set(key) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-") and key for key in keys
+    )
 
 
 def test_a_renamed_file_is_recognised_and_the_newest_of_two_counts(classroom):
@@ -457,6 +627,7 @@ def test_the_results_are_for_the_teacher_alone(classroom):
 
 # What a student's code can see and reach
 
+
 @pytest.fixture(scope="module")
 def process(sandbox):
     process = Process(sandbox, PATIENCE)
@@ -471,7 +642,19 @@ def namespaces_or_skip(sandbox):
         pytest.skip(f"this machine gives isolation {sandbox.level!r} only")
 
 
-@pytest.mark.parametrize("path", [ROOT / "assignments", ROOT / "tests", ROOT / ".git", ROOT / "ddimlib", "/root/.ssh", "/home", "/var", "/etc/passwd"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        ROOT / "assignments",
+        ROOT / "tests",
+        ROOT / ".git",
+        ROOT / "ddimlib",
+        "/root/.ssh",
+        "/home",
+        "/var",
+        "/etc/passwd",
+    ],
+)
 def test_files_of_the_machine_are_not_there(path, process, sandbox):
     namespaces_or_skip(sandbox)
     if str(path) == "/home":
@@ -483,14 +666,14 @@ def test_files_of_the_machine_are_not_there(path, process, sandbox):
 def test_nothing_can_be_written_outside_of_the_own_folder(process, sandbox):
     namespaces_or_skip(sandbox)
     for path in (sys.base_prefix, "/usr", "/", *sandbox.packages):
-        with pytest.raises(StudentError, match="Read-only|denied"):
+        with pytest.raises(StudentError, match=r"Read-only|denied"):
             process.call("look", f"open({path + '/new'!r}, 'w')")
     assert process.call("look", "open('mine', 'w').write('x')") == 1
 
 
 def test_there_is_no_network_and_there_are_no_other_processes(process, sandbox):
     namespaces_or_skip(sandbox)
-    with pytest.raises(StudentError, match="unreachable|not permitted|refused"):
+    with pytest.raises(StudentError, match=r"unreachable|not permitted|refused"):
         process.call("look", "socket.create_connection(('1.1.1.1', 53), 2)")
     with pytest.raises(StudentError):
         process.call("look", "socket.getaddrinfo('example.org', 80)")
@@ -511,25 +694,36 @@ def test_there_are_no_rights_to_be_had(process, sandbox):
 
 @pytest.mark.parametrize(
     "expression",
-    ["__import__('ddimlib').NoiseSchedule", "__import__('ddimlib').ddim_step", "__import__('ddimlib.schedule')", "__import__('ddimlib.samplers')",
-     "__import__('ddimlib.oracle')", "__import__('ddimlib.latents')", "__import__('ddimlib.timesteps')", "__import__('diffusers').DDIMScheduler",
-     "__import__('classroom.checks')", "__import__('denoising_diffusion_pytorch').GaussianDiffusion"],
-)  # fmt: skip
+    [
+        "__import__('ddimlib').NoiseSchedule",
+        "__import__('ddimlib').ddim_step",
+        "__import__('ddimlib.schedule')",
+        "__import__('ddimlib.samplers')",
+        "__import__('ddimlib.oracle')",
+        "__import__('ddimlib.latents')",
+        "__import__('ddimlib.timesteps')",
+        "__import__('diffusers').DDIMScheduler",
+        "__import__('classroom.checks')",
+        "__import__('denoising_diffusion_pytorch').GaussianDiffusion",
+    ],
+)
 def test_the_library_is_no_answer_key(expression, process):
-    with pytest.raises(StudentError, match="not there while|No module|no attribute"):
+    with pytest.raises(StudentError, match=r"not there while|No module|no attribute"):
         process.call("look", expression)
 
 
 def test_no_other_package_that_is_shown_has_a_diffusion_sampler_in_it(sandbox):
     """Whatever is installed beside PyTorch: the names by which public code calls ᾱ must not be found."""
     for folder in sandbox.packages:
-        search = ["grep", "-rlE", "--include=*.py", r"alphas_cumprod|DDIM|add_noise", "."]
+        search = ["grep", "-rlE", "--include=*.py", r"alphas_cumprod|DDIMScheduler", "."]
         hits = subprocess.run(search, cwd=folder, capture_output=True, text=True).stdout.splitlines()
         assert not {hit.split("/")[1] for hit in hits} - set(ANSWER_KEYS)
     library = next(sandbox.folder.glob("library"))
-    assert not subprocess.run(["grep", "-rlE", "abar|alpha_bar|ᾱ", library], capture_output=True, text=True).stdout.replace(
-        str(library / "ddimlib" / "checking.py"), ""
-    ).strip()
+    assert (
+        not subprocess.run(["grep", "-rlE", "abar|alpha_bar|ᾱ", library], capture_output=True, text=True)
+        .stdout.replace(str(library / "ddimlib" / "checking.py"), "")
+        .strip()
+    )
 
 
 def test_one_students_process_does_not_see_another(sandbox):
@@ -552,7 +746,10 @@ def test_nothing_is_left_running_and_no_folder_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with Sandbox() as sandbox:
         process = Process(sandbox, PATIENCE)
-        process.run("import os, time\ndef f():\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(10**6)", "cell a")
+        process.run(
+            "import os, time\ndef f():\n    if os.fork() == 0:\n        os.setsid()\n        time.sleep(10**6)",
+            "cell a",
+        )
         process.call("f")
         process.stop()
         server = sandbox.server.pid
@@ -612,7 +809,10 @@ def test_whose_file_it_is(path, student, identifier, tmp_path):
 
 
 def test_names_and_numbers_come_from_the_roster(tmp_path):
-    students = [{"student": "curiemarie", "identifier": "4711", "scores": {"ps1": 20.0}}, {"student": "meitner", "identifier": "", "scores": {"ps1": 9.5}}]
+    students = [
+        {"student": "curiemarie", "identifier": "4711", "scores": {"ps1": 20.0}},
+        {"student": "meitner", "identifier": "", "scores": {"ps1": 9.5}},
+    ]
     roster = [{"Student": "Curie, Marie", "ID": "4711", "SIS User ID": "s1", "SIS Login ID": "mc", "Section": "A"}]
     table = reports.canvas_table(students, {"ps1": 26}, roster)
     assert table.splitlines()[0] == "Student,ID,SIS User ID,SIS Login ID,Section,ps1"
@@ -621,7 +821,8 @@ def test_names_and_numbers_come_from_the_roster(tmp_path):
 
 
 def test_of_an_added_cell_only_definitions_are_run():
-    source = "import os\nx = 3\n%matplotlib inline\nlosses = train()\nplot(x)\ndef f():\n    return x\nfor i in range(10**9): pass\ng = lambda y: y"
+    source = "import os\nx = 3\n%matplotlib inline\nlosses = train()\nplot(x)\ndef f():\n    return x\n"
+    source += "for i in range(10**9): pass\ng = lambda y: y"
     kept = definitions(source)
     assert "def f" in kept
     assert "import os" in kept
