@@ -353,6 +353,214 @@ def test_a_slip_fails_its_checks_and_gets_its_hint(name, part, right, wrong, fai
         assert any(hint in message for message in found.values()), found
 
 
+# Right in other ways than the reference: tensors of no dimension for numbers, other orders of the same steps, helpers, classes.
+
+OTHER_WAYS = {
+    "ps1-one-step": """
+def one_step(x, beta, z):
+    beta = torch.as_tensor(beta)
+    return torch.sqrt(1 - beta) * x + z * torch.sqrt(beta)
+""",
+    "ps1-products": """
+def running_products(betas):
+    result = [1.0]
+    for beta in betas.tolist():
+        result.append(result[-1] * (1 - beta))
+    return torch.tensor(result, dtype=torch.float64)
+""",
+    "ps1-jump": """
+def broadcast(a, like):
+    while a.ndim < like.ndim:
+        a = a[..., None]
+    return a.to(like)
+def noisy(images, times, noise, abar):
+    return broadcast(abar[times] ** 0.5, images) * images + broadcast((1 - abar[times]) ** 0.5, images) * noise
+""",
+    "ps1-posterior": """
+def step_back(x_0, x_t, t, abar):
+    a, b = abar[t], abar[t - 1]
+    beta = 1 - a / b
+    return b.sqrt() * beta / (1 - a) * x_0 + (1 - beta).sqrt() * (1 - b) / (1 - a) * x_t, (1 - b) / (1 - a) * beta
+""",
+    "ps1-ancestral": """
+def ancestral(x, eps, t, z, abar):
+    beta = 1 - abar[t] / abar[t - 1]
+    mean = x / (1 - beta).sqrt() - beta / ((1 - abar[t]) * (1 - beta)).sqrt() * eps
+    return mean + beta.sqrt() * z * (t != 1)
+""",
+    "ps1-walk": """
+def walk_back(model, x_T, noises, abar):
+    t = abar.numel() - 1
+    for z in noises:
+        times = torch.full(x_T.shape[:1], t, dtype=torch.int64)
+        x_T = ancestral(x=x_T, eps=model(x_T, times), t=t, z=z, abar=abar)
+        t -= 1
+    return x_T
+""",
+    "ps1-seeded": """
+def seeded_noise(seeds, shape):
+    noise = torch.empty(len(seeds), *shape)
+    for i, seed in enumerate(seeds):
+        generator = torch.Generator()
+        generator.manual_seed(seed)
+        noise[i] = torch.randn(*shape, generator=generator)
+    return noise
+""",
+    "ps1-loss": """
+def noise_loss(model, images, times, noise, abar):
+    return nn.functional.mse_loss(model(noisy(images, times, noise, abar), times), noise).item()
+""",
+    "ps1-train": """
+class Loop:
+    def __init__(self, network, rate):
+        self.network, self.optimizer = network, torch.optim.Adam(network.parameters(), lr=rate)
+    def step(self, x_0, abar):
+        times, noise = torch.randint(1, len(abar), (len(x_0),)), torch.randn(x_0.shape)
+        error = noise_loss_here(self.network, noisy(x_0, times, noise, abar), times, noise)
+        self.optimizer.zero_grad()
+        error.backward()
+        self.optimizer.step()
+        return float(error)
+def noise_loss_here(network, x, times, noise):
+    return nn.functional.mse_loss(network(x, times), noise)
+def train(network, images, abar, steps, batch=64, rate=1e-2, seed=0):
+    torch.manual_seed(seed)
+    loop = Loop(network, rate)
+    return [loop.step(images[torch.randint(0, len(images), (batch,))], abar) for _ in range(steps)]
+""",
+    "ps1-reached": "my_loss = 0.0432",
+    "ps2-times": """
+def visited(T, S):
+    return sorted({(i * T) // S for i in range(1, S + 1)}, reverse=True)
+""",
+    "ps2-image": """
+def implied_image(x, eps, a):
+    return x / math.sqrt(a) - math.sqrt(1 / a - 1) * eps
+import math
+""",
+    "ps2-move": """
+def move(x, eps, a_from, a_to):
+    p, q = roots(a_from)
+    r, s = roots(a_to)
+    return r / p * x + (s - r * q / p) * eps
+""",
+    "ps2-sigma": """
+def fresh_std(a_from, a_to, eta):
+    a_from, a_to = torch.tensor(a_from), torch.tensor(a_to)
+    return eta * torch.sqrt((1 - a_to) / (1 - a_from)) * torch.sqrt(1 - a_from / a_to)
+""",
+    "ps2-family": """
+def move_with_noise(x, eps, a_from, a_to, eta, z):
+    variance = torch.as_tensor(fresh_std(a_from, a_to, eta)) ** 2
+    keep = torch.sqrt(torch.clamp(1 - a_to - variance, min=0))
+    return a_to ** 0.5 * (x - (1 - a_from) ** 0.5 * eps) / a_from ** 0.5 + keep * eps + torch.sqrt(variance) * z
+""",
+    "ps2-limited": """
+def limited(x, eps, a):
+    image = torch.clip(implied_image(x, eps, a), min=-1.0, max=1.0)
+    return [image, (x - image * a ** 0.5) / (1 - a) ** 0.5]
+""",
+    "ps2-guided": """
+def guided(eps_none, eps_label, scale):
+    return torch.lerp(eps_none, eps_label, scale)
+""",
+    "ps2-sampler": """
+def sampler(model, x_T, times, abar, eta, noises):
+    x, times = x_T.clone(), list(times) + [0]
+    for k in range(len(times) - 1):
+        t = torch.tensor([times[k]] * x.shape[0])
+        x = move_with_noise(x, model(x, t), abar[times[k]].item(), abar[times[k + 1]].item(), eta, noises[k])
+    return x
+""",
+    "ps2-spread": """
+def spread(times, abar):
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    unit = lambda x, t: (1 - float(abar[int(t[0])])) ** 0.5 * x
+    return sampler(unit, x, times, abar, 0.0, torch.zeros(len(times), 1, 1, 1, 1)).squeeze()
+""",
+    "ps2-mended-a": """
+def mended_a(model, x, times, abar):
+    return sampler(model, x, times, abar, 0.0, [torch.zeros_like(x)] * len(times))
+""",
+    "ps2-mended-b": """
+def mended_b(model, x, times, abar):
+    for t, to in zip(times, times[1:] + [0]):
+        image, eps = limited(x, model(x, torch.full((len(x),), t)), float(abar[t]))
+        x = float(abar[to]) ** 0.5 * image + (1 - float(abar[to])) ** 0.5 * eps
+    return x
+""",
+    "ps2-mended-c": """
+def mended_c(model, x, times, abar, noises):
+    return sampler(model, x, times, abar, 1.0, noises)
+""",
+    "ps3-there": """
+def to_line(x, a):
+    return x / math.sqrt(a), torch.tensor(math.tan(math.acos(math.sqrt(a))))
+""",
+    "ps3-back": """
+def from_line(line, s):
+    return line * math.cos(math.atan(s))
+""",
+    "ps3-euler": """
+def euler(slope, line, grid):
+    grid = torch.tensor(grid, dtype=torch.float64)
+    for h, s in zip(grid.diff(), grid):
+        line = torch.add(line, slope(line, float(s)), alpha=float(h))
+    return line
+""",
+    "ps3-order": """
+def measured_order(steps, errors):
+    import numpy as np
+    return float(-np.polyfit(np.log(steps), np.log(errors), 1)[0])
+""",
+    "ps3-circle": """
+def great_circle(a, b, w):
+    out = []
+    for p, q in zip(a, b):
+        omega = torch.acos((p * q).sum() / (p.norm() * q.norm()))
+        out.append((torch.sin((1 - w) * omega) * p + torch.sin(w * omega) * q) / torch.sin(omega))
+    return torch.stack(out)
+""",
+    "ps3-decode": """
+def step(model, x, a, b, t):
+    eps = model(x, torch.full((x.shape[0],), t))
+    return (b / a) ** 0.5 * x + ((1 - b) ** 0.5 - (b * (1 - a) / a) ** 0.5) * eps
+def decode(model, code, times, abar):
+    down = [0] + list(times)
+    for k in range(len(down) - 1, 0, -1):
+        code = step(model, code, float(abar[down[k]]), float(abar[down[k - 1]]), down[k])
+    return code
+""",
+    "ps3-encode": """
+def encode(model, image, times, abar):
+    before = 0
+    for t in times:
+        image = step(model, image, float(abar[before]), float(abar[t]), t)
+        before = t
+    return image
+""",
+    "ps3-trip": """
+def round_trip(model, image, times, abar):
+    return torch.sqrt(torch.mean((image - decode(model, encode(model, image, times, abar), times, abar)) ** 2))
+""",
+    "ps3-edit": """
+import functools
+class Labelled:
+    def __init__(self, model, label): self.model, self.label = model, label
+    def __call__(self, x, times): return self.model(x, times, torch.full_like(times, self.label))
+def change_class(model, image, old, new, times, abar):
+    code = encode(Labelled(model, old), image, times, abar)
+    return decode(Labelled(model, new), code, times, abar)
+""",
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_other_right_answers_are_right_too(name, sandbox, references):
+    assert {g for g in OTHER_WAYS if g.startswith(name)} == {c.grade_id for c in SETS[name].solutions if _names(c)}
+    assert not verdicts(name, filled(name, answers=OTHER_WAYS), sandbox, references)
+
+
 # Submissions that try to break the grader, or to get points for nothing. All are graded in one go, as `make grade` does it.
 
 LAST = "ps1-seeded"  # the part that most of them spoil: one point
