@@ -2,7 +2,7 @@
 
 python benchmarks/grading.py [--workers 2]
 
-Prints the seconds of each submission (smallest, middle, largest) and of the whole run, with the starting of the processes and the gradebook.
+Prints the seconds of a submission (least, median, most) and those of the whole run, with starting and the gradebook.
 """
 
 import argparse

@@ -146,6 +146,7 @@ def grade_all(folder: Path, out: Path, options: argparse.Namespace) -> int:
                     bar.update()
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
+                sandbox.close()  # ends what is running, so that nobody has to wait for it
                 print("\nInterrupted. What is graded is kept; the same command goes on from there.")
                 raise
         level = sandbox.level

@@ -895,6 +895,8 @@ def test_there_are_no_rights_to_be_had(process, sandbox):
     assert "CapEff:\t0000000000000000" in status
     assert "NoNewPrivs:\t1" in status
     assert process.call("look", "os.getuid()") != 0
+    new_user_namespace = "__import__('ctypes').CDLL(None).unshare(0x10000000)"
+    assert process.call("look", new_user_namespace) == -1
     for call in ("os.chroot('/tmp')", "os.setuid(0)", "os.mknod('x', 0o20600, 259)"):
         with pytest.raises(StudentError):
             process.call("look", call)
