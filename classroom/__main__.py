@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from classroom import reports
 from classroom.checks import REQUEST_SECONDS, TOTAL_SECONDS, Reference, grade
-from classroom.course import ASSIGNMENTS, RELEASED, ROOT, Course, release
+from classroom.course import ASSIGNMENTS, RELEASED, ROOT, Course, CourseError, release
 from classroom.notebooks import (
     ProblemSet,
     Submission,
@@ -148,10 +148,16 @@ def grade_all(folder: Path, out: Path, options: argparse.Namespace) -> int:
                 pool.shutdown(wait=False, cancel_futures=True)
                 sandbox.close()  # ends what is running, so that nobody has to wait for it
                 print("\nInterrupted. What is graded is kept; the same command goes on from there.")
-                raise
+                return 130
         level = sandbox.level
     done.sort(key=lambda entry: (entry[0], str(entry[1].path)))
-    write_reports(newest(done), sets, out, options)
+    try:
+        write_reports(newest(done), sets, out, options)
+    except CourseError as error:
+        print(
+            f"{error}\nIf a problem set was changed after grading had begun, give another --out, or remove {out / 'course'}."
+        )
+        return 1
     print(f"Students' code ran at isolation level {level!r} (see the teacher's page).")
     return 0
 

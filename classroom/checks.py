@@ -158,7 +158,7 @@ def run_check(check: Check, student: Student) -> Verdict:
     except AssertionError as error:
         return verdict(str(error) or "A check failed.")
     except StudentError as error:
-        if error.kind == "NotImplementedError":
+        if error.kind == "NotImplementedError" and not error.text:
             return verdict("Not written yet.")
         return verdict(f"Your code raised {error}")
     except Stopped as error:

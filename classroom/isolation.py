@@ -68,7 +68,7 @@ def isolate(visible: list[str], hidden: list[str], folder: str, uid: int, strong
     if level == "namespaces":
         try:
             _enter_namespaces(visible, hidden, folder, uid)
-        except OSError:
+        except (OSError, AttributeError):  # AttributeError: not Linux
             level = "user"
     if level != "namespaces":
         os.chdir(folder)

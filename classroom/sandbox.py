@@ -90,7 +90,7 @@ class Sandbox:
         self.packages = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
         self.visible = [sys.base_prefix, *self.packages, str(library)]
         self.hidden = [f"{folder}/{name}" for folder in self.packages for name in ANSWER_KEYS]
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         path = [str(library), *self.packages]
         # -S: no .pth files, by which an editable install would show the project
         code = f"import sys; sys.path += {path!r}; from classroom.worker import serve; serve({theirs.fileno()})"
@@ -124,9 +124,15 @@ class Sandbox:
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         home = Path(tempfile.mkdtemp(dir=self.folder))
         with self.lock:
-            text = {"visible": self.visible, "hidden": self.hidden, "folder": str(home), "uid": next(self.uids),
-                    "strongest": self.strongest}  # fmt: skip
-            socket.send_fds(self.control, [json.dumps(text).encode()], [theirs.fileno()])
+            text = {
+                "visible": self.visible,
+                "hidden": self.hidden,
+                "blocked": [name for name in ANSWER_KEYS if name not in ("ddimlib", "classroom")],
+                "folder": str(home),
+                "uid": next(self.uids),
+                "strongest": self.strongest,
+            }
+            socket.send_fds(self.control, [json.dumps(text).encode() + b"\n"], [theirs.fileno()])
             theirs.close()
             number = int(self.control.recv(32) or 0)
         if not number:

@@ -696,8 +696,10 @@ STRANGE = [
 ]
 
 
-def grade_folder(folder, out, *options):
-    return main(["grade", str(folder), "--out", str(out), "--quiet", "--seconds", "12", "--total", "120", *options])
+def grade_folder(folder, out, isolation, *options):
+    """Grade a folder at the level that this machine gives."""
+    limits = ["--quiet", "--seconds", "12", "--total", "120", "--isolation", isolation]
+    return main(["grade", str(folder), "--out", str(out), *limits, *options])
 
 
 def rows_of(path):
@@ -706,7 +708,7 @@ def rows_of(path):
 
 
 @pytest.fixture(scope="module")
-def classroom(tmp_path_factory):
+def classroom(tmp_path_factory, sandbox):
     """A folder of submissions of every kind, graded."""
     folder, out = tmp_path_factory.mktemp("submissions"), tmp_path_factory.mktemp("graded") / "grading"
     for name, notebook in {"reference": filled("ps1"), "untouched": released("ps1")}.items():
@@ -729,7 +731,7 @@ def classroom(tmp_path_factory):
     (folder / "link.ipynb").symlink_to("/etc/passwd")
     os.mkfifo(folder / "pipe.ipynb")
     begin = time.monotonic()
-    assert grade_folder(folder, out) == 0
+    assert grade_folder(folder, out, sandbox.level) == 0
     print(f"graded in {time.monotonic() - begin:.0f} s")
     rows = {row["Student"].removeprefix("'"): row for row in rows_of(out / "grades.csv")}
     return folder, out, rows
@@ -800,7 +802,7 @@ def test_moodle_gets_a_worksheet_with_comments(classroom):
     assert "Not written yet" in rows["half"]["Feedback comments"]
 
 
-def test_grading_goes_on_where_it_was_interrupted(classroom, capsys):
+def test_grading_goes_on_where_it_was_interrupted(classroom, sandbox, capsys):
     """What has been graded is not graded again; what is missing or has changed is, and the reports are the same."""
     folder, out, _ = classroom
     before = (out / "grades.csv").read_text()
@@ -809,13 +811,13 @@ def test_grading_goes_on_where_it_was_interrupted(classroom, capsys):
     stored[0].unlink()
     stored[1].write_text('{"half a res')
     (out / "grades.csv").unlink()
-    assert grade_folder(folder, out) == 0
+    assert grade_folder(folder, out, sandbox.level) == 0
     assert f"{len(stored) - 2} of {len(stored)} were graded before" in capsys.readouterr().out
     assert (out / "grades.csv").read_text() == before
     assert [p for p in stored if p.stat().st_mtime_ns == times.get(p)] == stored[2:]
 
 
-def test_points_given_by_hand_are_kept_and_counted(classroom):
+def test_points_given_by_hand_are_kept_and_counted(classroom, sandbox):
     from nbgrader.api import Gradebook
 
     folder, out, _ = classroom
@@ -823,7 +825,7 @@ def test_points_given_by_hand_are_kept_and_counted(classroom):
         mark = book.find_grade("ps1-words", "ps1", "ps1", "reference")
         mark.manual_score, mark.needs_manual_grade = 1.5, False
         book.db.commit()
-    assert grade_folder(folder, out) == 0
+    assert grade_folder(folder, out, sandbox.level) == 0
     rows = {row["Student"]: row for row in rows_of(out / "grades.csv")}
     assert rows["reference"]["ps1"] == "25.5"
 
@@ -979,7 +981,6 @@ def _bytes(path):
 
 
 def test_a_machine_without_namespaces_is_refused_unless_that_is_accepted(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("classroom.isolation._enter_namespaces", None)
     nbformat.write(released("ps1"), tmp_path / "anna.ipynb")
     real = Sandbox.__init__
 
@@ -987,10 +988,10 @@ def test_a_machine_without_namespaces_is_refused_unless_that_is_accepted(tmp_pat
         real(self, "process")
 
     monkeypatch.setattr(Sandbox, "__init__", weak)
-    assert grade_folder(tmp_path, tmp_path / "out") == 3
+    assert grade_folder(tmp_path, tmp_path / "out", "namespaces") == 3
     assert "ISOLATION=process" in capsys.readouterr().out
     assert not (tmp_path / "out" / "grades.csv").exists()
-    assert grade_folder(tmp_path, tmp_path / "out", "--isolation", "process") == 0
+    assert grade_folder(tmp_path, tmp_path / "out", "process") == 0
     assert rows_of(tmp_path / "out" / "grades.csv")[1]["ps1"] == "0"
 
 
