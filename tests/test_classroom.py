@@ -25,7 +25,7 @@ from classroom.notebooks import (
     problem_sets,
     submissions,
 )
-from classroom.sandbox import ANSWER_KEYS, Process, Sandbox, StudentError
+from classroom.sandbox import ANSWER_KEYS, Process, Sandbox, Stopped, StudentError
 
 SETS = problem_sets(ROOT / "assignments" / "source")
 PATIENCE = 30.0  # seconds for one answer, on a busy machine
@@ -993,6 +993,29 @@ def test_a_machine_without_namespaces_is_refused_unless_that_is_accepted(tmp_pat
     assert not (tmp_path / "out" / "grades.csv").exists()
     assert grade_folder(tmp_path, tmp_path / "out", "process") == 0
     assert rows_of(tmp_path / "out" / "grades.csv")[1]["ps1"] == "0"
+
+
+@pytest.mark.parametrize("level", ["user", "process"])
+def test_what_is_left_without_namespaces(level):
+    """A process of its own, its limits, and no answer keys."""
+    with Sandbox(level) as weak:
+        assert weak.level in ("user", "process")
+        process = Process(weak, 4)
+        process.run("import os\ndef look(expression): return eval(expression)", "cell a")
+        process.run("def bomb():\n    while True:\n        try: os.fork()\n        except OSError: pass", "cell b")
+        assert process.call("look", "os.listdir('.')") == []
+        for expression in (
+            "__import__('ddimlib').ddim_step",
+            "__import__('diffusers')",
+            "__import__('classroom.checks')",
+        ):
+            with pytest.raises(StudentError, match=r"not there while|No module"):
+                process.call("look", expression)
+        assert weak.level == "process" or process.call("look", "os.getuid()") != 0
+        if weak.level == "user" or os.geteuid() != 0:  # root's processes cannot be counted
+            with pytest.raises(Stopped):
+                process.call("bomb")
+        process.stop()
 
 
 # Names of files, as learning platforms give them
