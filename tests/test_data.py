@@ -113,7 +113,7 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
 
 
 def test_a_folder_of_images_is_a_data_set(tmp_path):
-    for part, shades in {"train": [0, 100, 200], "test": [50]}.items():
+    for part, shades in {"train": [0, 100, 200], "test": [50, 60]}.items():
         for k, shade in enumerate(shades):
             folder = tmp_path / part / "ab"[k % 2]
             folder.mkdir(parents=True, exist_ok=True)
