@@ -1,14 +1,27 @@
 # `make help` lists the targets. Each makes .venv first when it is missing, or when the dependencies changed;
 # nothing needs to be activated.
 
+# Threads that wait give their core away: spinning ones slow a busy machine down tenfold.
+export OMP_WAIT_POLICY = passive
+
 PYTHON ?= python3
 VENV ?= .venv
+HERE := $(dir $(firstword $(MAKEFILE_LIST)))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SITE := _build/html/index.html
-SOURCES := _config.yml _toc.yml $(wildcard book/*.* book/*/*.* ddimlib/*.py)
+SOURCES := _config.yml _toc.yml index.md package-lock.json $(wildcard book/*.* book/*/*.* book/*/*/*.* ddimlib/*.py)
 PORT ?= 8000
 NB ?=
+LAB ?=
+# `make gpu` installs nothing: it takes .venv if there is one, else a Python that has what is needed.
+GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+# `make grade SUBMISSIONS=folder`; more options of python -m classroom grade in GRADE, such as GRADE="--roster gradebook.csv".
+SUBMISSIONS ?=
+GRADES ?= grading
+ISOLATION ?= namespaces
+GRADE ?=
 
 # How the shipped networks and tables are made (`make weights`).
 NETWORKS ?= mnist fashion
@@ -44,7 +57,7 @@ GRID_STEPS ?= 1000
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: book test check gpu lab serve run weights pins clean help
+.PHONY: book paper test check gpu lab serve run release grade weights pins clean help
 
 # From scratch: Sphinx keeps links to what is gone.
 book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build/html
@@ -52,29 +65,48 @@ book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "The site is ready: open $(CURDIR)/$(SITE), or type 'make serve'."
 
+# The e-book has its formulas as MathML; the PDF is printed by the browser that the tests use, from the book as one page.
+paper: $(STAMP)  ## The whole book as _build/paper/ddim-book.epub and ddim-book.pdf
+	$(BIN)/jupyter-book build . --all --builder custom --custom-builder epub
+	$(BIN)/jupyter-book build . --all --builder custom --custom-builder singlehtml
+	$(BIN)/python tests/ensure_browser.py
+	mkdir -p _build/paper
+	cp _build/epub/*.epub _build/paper/ddim-book.epub
+	$(BIN)/python tools/paper.py _build/singlehtml/index.html _build/paper/ddim-book.pdf
+
 # With two workers, one thread each: more would only contend. A notebook's cells stay on one worker (loadfile).
 test: check $(SITE)  ## Run every check and test: library, notebooks re-executed, the site in a browser
 	$(BIN)/python tests/ensure_browser.py
 	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest -n 2 --dist loadfile \
 	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600
 
-check: $(STAMP)  ## Lint, formatting and types
+check: $(STAMP)  ## Lint, formatting, types and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --quiet --offline .github/workflows
 
-gpu: test  ## On a machine with a CUDA GPU: every test and notebook there, then the sampler's times
-	$(BIN)/uv pip install --python $(BIN)/python -e ".[bench]" -c constraints.txt
-	$(BIN)/python -m ddimlib benchmark --device cuda --out ddimlib/results/benchmark-cuda.json
+gpu:  ## On a machine with a CUDA GPU, online or not: library and notebooks there (GPU_PYTHON=python3), the sampler's times
+	TQDM_DISABLE=1 $(GPU_PYTHON) -m pytest tests --ignore=tests/test_site.py
+	TQDM_DISABLE=1 $(GPU_PYTHON) -m pytest book --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg \
+	    --nbval-cell-timeout 600
+	$(GPU_PYTHON) benchmarks/sampler.py --device cuda --out ddimlib/results/benchmark-cuda.json
 
-lab: $(STAMP)  ## Open the chapters in JupyterLab
-	$(BIN)/jupyter-lab book
+lab: $(STAMP)  ## Open the chapters in JupyterLab (LAB="--no-browser --port 9999" passes options on)
+	$(BIN)/jupyter-lab book $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB)
 
-serve: $(SITE)  ## Serve the built site on localhost (PORT=8000)
-	$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+serve: $(SITE)  ## Serve the built site on localhost, at PORT=8000 or the next free one
+	$(BIN)/python tools/serve.py _build/html $(PORT)
 
 run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/05-few-steps.ipynb; default: all)
 	TQDM_DISABLE=1 $(BIN)/python tools/run_notebooks.py $(NB)
+
+release: $(STAMP)  ## Write the problem sets that students get, from assignments/source into book/problem_sets
+	$(BIN)/python -m classroom release
+
+grade: $(STAMP)  ## Grade the notebooks in a folder (SUBMISSIONS=folder) into grading/: grades.csv and feedback pages
+	@test -n "$(SUBMISSIONS)" || { echo "Which folder? make grade SUBMISSIONS=folder"; exit 2; }
+	$(BIN)/python -m classroom grade "$(SUBMISSIONS)" --out "$(GRADES)" --isolation $(ISOLATION) $(GRADE)
 
 # A part that is finished is not made again, one that was interrupted is continued; remove runs/NAME to start anew.
 # Next: `make run`, look at the chapters, `make test`. CIFAR-10 needs a GPU: make weights NETWORKS=cifar10 TRAIN="--compile
@@ -101,7 +133,7 @@ $(RUNS)/mnist-second/model.safetensors $(RUNS)/mnist-third/model.safetensors: $(
 $(RUNS)/mnist-second/model.safetensors: OPTIONS = --no-warp --steps 2500 --learning-rate 1.5e-3
 $(RUNS)/mnist-third/model.safetensors: OPTIONS = --no-warp --steps 10000 --learning-rate 5e-3 --ema 0.9998
 $(RUNS)/mnist/model.safetensors: $(RUNS)/mnist-second/quality.json $(RUNS)/mnist-third/quality.json
-	$(BIN)/python -m ddimlib average $(^:quality.json=model.safetensors) --out $(@D)
+	$(BIN)/python $(HERE)tools/weights.py average $(^:quality.json=model.safetensors) --out $(@D)
 
 $(RUNS)/fashion-first/model.safetensors: OPTIONS = --steps 4500
 $(RUNS)/fashion/model.safetensors: $(RUNS)/fashion-first/model.safetensors
@@ -140,7 +172,7 @@ $(RUNS)/%/eta.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
-	$(BIN)/python -m ddimlib reconstruct --model $< --data $* --root $(DATA) --n $(IMAGES) --batch-size 100 \
+	$(BIN)/python $(HERE)tools/weights.py reconstruct --model $< --data $* --root $(DATA) --n $(IMAGES) --batch-size 100 \
 	    --steps $(RECONSTRUCTION_STEPS) --iterations 0 3 --out $(@:.json=.part.json)
 	mv $(@:.json=.part.json) $@
 
@@ -161,16 +193,16 @@ $(COLOUR)/grid-%/manifest.json: $(COLOUR)/model.safetensors
 	$(BIN)/python -m ddimlib sample --model $(COLOUR)/$*.safetensors --labels 0 1 2 3 4 5 6 7 8 9 --n 80 --batch-size 80 \
 	    --steps $(GRID_STEPS) --out $(@D)
 
-# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,test,bench]", then this, then `make test`.
+# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,export,test,grade,bench]", then this, then `make test`.
 pins:  ## Write the versions installed in .venv to constraints.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[book,test,bench]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[book,export,test,grade,bench]"
 	( echo "# The exact versions that the tests passed with; written by 'make pins'."; \
 	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -e 's/+.*//' -e '/^pip==/d' ) > constraints.new
 	mv constraints.new constraints.txt
 	touch $(STAMP)
 
 clean:  ## Remove what was built (not .venv)
-	rm -rf _build .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf _build .cache .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -183,5 +215,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
 	    || { echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c constraints.txt
-	$(BIN)/uv pip install --python $(BIN)/python -e ".[book,test]" -c constraints.txt
+	$(BIN)/uv pip install --python $(BIN)/python -e ".[book,export,test,grade]" -c constraints.txt
+	$(BIN)/python -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY $(OMP_WAIT_POLICY) > /dev/null
 	touch $@

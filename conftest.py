@@ -2,16 +2,23 @@
 
 import base64
 import io
+import os
 
-import nbval.plugin
 import numpy as np
 from PIL import Image
 
-from ddimlib.pretrained import available
+try:
+    import nbval.plugin
+except ModuleNotFoundError:  # the library's own tests get by without it
+    nbval = None
 
-# Chapter 11 is finished but for its network, which takes a GPU to train. Until that is shipped the notebook has no outputs
-# and no place in _toc.yml, and is tested with a stand-in (tests/test_chapter_11.py).
-WAITING = [] if "cifar10" in available() else ["11-colour.ipynb"]
+# On a GPU, convolutions would keep ten bits of each number (TF32), and stored outputs and closed forms differ in the third
+# digit. Set before torch looks; notebooks' kernels inherit it.
+os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+
+# Chapter 11 is to be written anew: its network is there, most of its tables are not. Until then it has no outputs and no place
+# in _toc.yml, and tests/test_chapter_11.py runs it with a stand-in.
+WAITING = ["11-colour.ipynb"]
 
 collect_ignore_glob = ["_build/*", "book/problem_sets/*"]  # problem sets are for the reader to complete
 collect_ignore_glob += [f"book/{name}" for name in WAITING]
@@ -42,16 +49,15 @@ def difference(test_outputs, stored_outputs) -> str | None:
     return None
 
 
-compare_text = nbval.plugin.IPyNbCell.compare_outputs
+if nbval is not None:
+    compare_text = nbval.plugin.IPyNbCell.compare_outputs
 
+    def compare_text_and_pictures(cell, test, ref, skip_compare=None):
+        if not compare_text(cell, test, ref, skip_compare):
+            return False
+        if found := difference(test, ref):
+            cell.comparison_traceback.append(found)
+            return False
+        return True
 
-def compare_text_and_pictures(cell, test, ref, skip_compare=None):
-    if not compare_text(cell, test, ref, skip_compare):
-        return False
-    if found := difference(test, ref):
-        cell.comparison_traceback.append(found)
-        return False
-    return True
-
-
-nbval.plugin.IPyNbCell.compare_outputs = compare_text_and_pictures
+    nbval.plugin.IPyNbCell.compare_outputs = compare_text_and_pictures

@@ -123,9 +123,7 @@ def main() -> None:
                 return x_0
 
             table["traces"][f"{name}, batch {B}"] = recorded(draw, device)
-    args.out.write_text(
-        json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8"
-    )
+    args.out.write_text(json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
     table["evaluation"] = evaluation_times(model, args.batch, device, args.seconds)
     args.out.write_text(json.dumps(table, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
     for row in table["evaluation"]:

@@ -1,19 +1,19 @@
-"""The command line: python -m ddimlib train | average | sample | evaluate | reconstruct | judge | benchmark."""
+"""The command line, `ddimlib` or `python -m ddimlib`: each command is a dataclass, whose fields are its options."""
 
-import argparse
-import io
-import json
 import math
 import sys
 import time
-from dataclasses import fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, Literal
 
 import torch
-from PIL import Image
+import tyro
+from torch import Tensor
+from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from ddimlib.benchmark import PEERS, benchmark, format_table
+from ddimlib import __version__
 from ddimlib.data import (
     DATA_LICENCES,
     DATASETS,
@@ -22,501 +22,629 @@ from ddimlib.data import (
     bundled_samples,
     load_dataset,
     to_model_range,
+    with_channels,
 )
-from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.denoisers import GuidedDenoiser, LabelledDenoiser, VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
-from ddimlib.evaluation import evaluate, reconstruct
+from ddimlib.evaluation import evaluate
+from ddimlib.inversion import invert
+from ddimlib.latents import SeededNoise, slerp
 from ddimlib.metrics import InceptionDistance, Judge, train_classifier
-from ddimlib.plotting import image_grid, plot_benchmark, use_book_style
-from ddimlib.pretrained import available, average_models, build_model, load_model, load_pretrained, save_model
-from ddimlib.provenance import provenance
-from ddimlib.samplers import Eta, sample
+from ddimlib.plotting import picture_format, save_animation, save_images
+from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
+from ddimlib.provenance import provenance, weights_digest
+from ddimlib.samplers import Clip, Eta, ddim, last, sample
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.storage import read_tensors, write_atomically, write_json
-from ddimlib.timesteps import Spacing
-from ddimlib.training import RECIPES, Trainer, TrainingConfig
+from ddimlib.storage import check_output, locked, read_json, read_tensors, write_json
+from ddimlib.timesteps import Spacing, timesteps
+from ddimlib.training import RECIPES, Recipe, Trainer, TrainingConfig
 
 UNFINISHED = 3
 """Exit status of a training that ran out of its minutes: it is not an error, and the same command continues it."""
 
+DEFAULT_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-def train_command(args: argparse.Namespace) -> int:
-    """Train a data set's recipe to the end, from where the checkpoint left off."""
-    begin = time.monotonic()
-    recipe = RECIPES[args.recipe or (args.data if args.data in RECIPES else "cifar10")]
-    out = Path(args.out or f"runs/{Path(args.data).name}")
-    if world_size() > 1:
-        on_first(lambda: bool(load_dataset(args.data, args.root)))  # one process downloads, the others find it
-    images, labels = load_dataset(args.data, args.root)
-    schedule = NoiseSchedule.linear()
-    torch.manual_seed(args.seed)
-    of_the_data = {"channels": images.shape[1], "image_size": images.shape[-1], "num_classes": int(labels.max()) + 1}
-    network = recipe.network | of_the_data | args.network
-    model = build_model(network, schedule)
-    if args.start_from:
-        model.load_state_dict(_load(args.start_from, "cpu")[0].state_dict())
-    given = {f.name: getattr(args, f.name) for f in fields(TrainingConfig) if f.name in args}
-    config = replace(recipe.training, **given)
-    if (
-        args.fit_minutes is not None and (out / "checkpoint.safetensors").exists()
-    ):  # a run that goes on keeps its length
-        stored = read_tensors(out / "checkpoint.safetensors")[1]
-        config = replace(config, steps=stored["config"]["steps"])
-    trainer = Trainer(
-        model,
-        schedule,
-        images,
-        labels,
-        config,
-        out / "checkpoint.safetensors",
-        device=args.device,
-        compile=args.compile,
-        bf16=args.bf16,
-    )
-    if len(set(exchange(trainer.step))) > 1:
-        raise ValueError(f"the processes found different checkpoints; {out} must be on a disk that all of them see")
-    torch.backends.cudnn.benchmark = True  # all batches have one shape: its fastest convolutions are worth looking for
-    if torch.device(args.device).type == "cuda":
-        torch.set_float32_matmul_precision("high")  # enough for Muon's matrix products
-    if args.fit_minutes is not None and trainer.step == 0:
-        trainer.fit(60 * args.fit_minutes - (time.monotonic() - begin))
-        config = trainer.config
-        print(f"{config.steps} steps fit into {args.fit_minutes:g} minutes")
-    left = math.inf if args.minutes is None else 60 * args.minutes - (time.monotonic() - begin)
-    finished = trainer.run(progress=not args.quiet and rank() == 0, stop_after=left)
-    exchange(None)  # rank 0 has saved: torchrun ends every process when one returns an exit status
-    if rank() > 0:
-        return 0 if finished else UNFINISHED
-    if not finished:
-        print(
-            f"unfinished: {trainer.step} of {config.steps} steps are done and in {trainer.checkpoint}; "
-            f"the same command again continues from there (exit status {UNFINISHED})",
-            file=sys.stderr,
+
+@dataclass(kw_only=True)
+class Command:
+    """What all commands have in common.
+
+    Attributes:
+        device: cpu or cuda
+        quiet: no progress bar
+    """
+
+    device: str = DEFAULT_DEVICE
+    quiet: bool = False
+
+    def is_resumable(self) -> bool:
+        """Whether the same command goes on where an interrupted one stopped."""
+        return False
+
+    def is_shareable(self) -> bool:
+        """Whether the processes that torchrun starts can share the work."""
+        return False
+
+    def run(self) -> int | None:
+        """Carry the command out; returns an exit status, None for 0."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class Network:
+    """Changes to the recipe's network, see ddimlib.unet.UNet.
+
+    Attributes:
+        widths: channels of each level
+        blocks: residual blocks of each level
+        attention: self-attention on each level: True or False
+        dropout: probability of dropout
+        groups: groups of each group norm
+    """
+
+    widths: tuple[int, ...] | None = None
+    blocks: tuple[int, ...] | None = None
+    attention: tuple[bool, ...] | None = None
+    dropout: float | None = None
+    groups: int | None = None
+
+
+@dataclass(kw_only=True)
+class Train(Command):
+    """Train a network, or train one further.
+
+    A checkpoint is written every minute, on Ctrl-C and on SIGTERM, and when the --minutes are over; the same command again
+    continues from it. The exit status is 0 at the end, and 3 when the minutes were over before (under torchrun 0, too).
+
+    Attributes:
+        data: mnist, fashion, cifar10, or a folder of pictures: with a subfolder for each class, or without classes
+        recipe: network and options to begin with (default: the data set's own; for a folder, one for small pictures)
+        start_from: a model to train further: a shipped one, a .safetensors file, or the folder of a run
+        schedule: the noise schedule (default: that of --start-from, or linear)
+        out: folder of the checkpoint and the finished model (default: runs/ and the name of the data)
+        root: where the data set is, or is downloaded to
+        minutes: stop after so long, with a checkpoint (default: at the end)
+        fit_minutes: measure the speed first, and choose --steps so that the run takes so long (default for a folder: 10)
+        extend: go on with a finished or unfinished run to more --steps
+        compile: run the network through torch.compile
+        bf16: compute the network in bfloat16 (default: on a CUDA GPU that can); alone, the option means True
+    """
+
+    data: Positional[str]
+    recipe: Literal["mnist", "fashion", "cifar10", "folder"] | None = None
+    start_from: str | None = None
+    schedule: Literal["linear", "cosine"] | None = None
+    out: str | None = None
+    root: str = "data"
+    minutes: float | None = None
+    fit_minutes: float | None = None
+    extend: bool = False
+    compile: bool = False
+    bf16: bool | None = None
+    network: OmitArgPrefixes[Network] = field(default_factory=Network)
+    training: OmitArgPrefixes[TrainingConfig] = field(default_factory=lambda: RECIPES["mnist"].training)
+
+    def is_resumable(self) -> bool:
+        return True
+
+    is_shareable = is_resumable
+
+    def chosen_recipe(self) -> Recipe:
+        """The recipe whose numbers the options replace."""
+        return RECIPES[self.recipe or (self.data if self.data in RECIPES else "folder")]
+
+    def run(self) -> int:
+        begin, recipe = time.monotonic(), self.chosen_recipe()
+        for name in ("minutes", "fit_minutes"):
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} must be finite and at least 0, got {getattr(self, name)}")
+        out = check_output(self.out or f"runs/{Path(self.data).resolve().name}", folder=True)
+        start, card = (None, None) if self.start_from is None else (load(self.start_from), card_of(self.start_from))
+        if world_size() > 1:
+            on_first(lambda: bool(load_dataset(self.data, self.root)))  # one process downloads, the others find it
+        images, labels = load_dataset(self.data, self.root)
+        given = {k: v for k, v in vars(self.network).items() if v is not None}
+        base = recipe.network if start is None else dict(start[0].network.arguments)  # type: ignore[arg-type]
+        if start is not None:
+            if given:
+                raise ValueError(f"--start-from brings its network with it; leave {', '.join(given)} out")
+            images = with_channels(images, start[0].image_shape[0])
+        num_classes = None if labels is None else int(labels.max()) + 1
+        height, width = images.shape[2:]
+        size = width if height == width else (height, width)
+        of_the_data = {"channels": images.shape[1], "image_size": size, "num_classes": num_classes}
+        network = base | of_the_data | given
+        fresh = self.schedule or ("linear" if start is None else None)
+        schedule = getattr(NoiseSchedule, fresh)() if fresh else start[1]  # type: ignore[index]
+        torch.manual_seed(self.training.seed)
+        model = build_model(network, schedule)
+        if start is not None:
+            _take_over(model, start[0])
+        checkpoint = out / "checkpoint.safetensors"
+        config = self.training
+        if config.batch_size == recipe.training.batch_size > len(images):
+            config = replace(config, batch_size=len(images))
+        fit = self.fit_minutes
+        if fit is None and recipe is RECIPES["folder"] and config.steps == recipe.training.steps and world_size() == 1:
+            fit = 10.0
+        if fit is not None and checkpoint.exists():  # a run that goes on keeps its length
+            stored = read_tensors(checkpoint)[1].get("settings", {}).get("config", {}).get("steps")
+            config = replace(config, steps=stored or config.steps)
+        settings = {"start_from": None if start is None else weights_digest(start[0])}
+        trainer = Trainer(
+            model, schedule, images, labels, config, checkpoint, self.device, self.compile, self.bf16, settings, self.extend
+        )  # fmt: skip
+        if len(set(exchange(trainer.step))) > 1:
+            raise ValueError(f"the processes found different checkpoints; {out} must be on a disk that all of them see")
+        torch.backends.cudnn.benchmark = (
+            True  # all batches have one shape: its fastest convolutions are worth looking for
         )
-        return UNFINISHED
-    save_model(out / "model.safetensors", trainer.averaged_model, schedule, network, recipe.half)
-    save_model(out / "last.safetensors", trainer.model, schedule, network, recipe.half)  # to see what averaging does
-    card = {
-        "data": args.data,
-        "data_licence": DATA_LICENCES.get(args.data, "that of the images"),
-        "licence": "MIT",
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "stored_as": "float16" if recipe.half else "float32",
-        "computed_in": "bfloat16 (autocast)" if trainer.bf16 else "float32",
-        "started_from": _card_of(args.start_from),
-        "steps": trainer.step,
-        "batch_size": config.batch_size,
-        "loss": config.loss,
-        "final_loss": round(trainer.loss, 4),
-        "ema": config.ema,
-        "trained": provenance(args.device),
-    }
-    write_json(out / "model.json", card)
-    print(f"wrote {out / 'model.safetensors'} (the averaged weights) and {out / 'model.json'} (the facts about them); "
-          f"{out / 'last.safetensors'} holds the last step's weights, for comparison")  # fmt: skip
-    return 0
+        if trainer.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # enough for Muon's matrix products
+        if fit is not None and trainer.step == 0:
+            trainer.fit(60 * fit - (time.monotonic() - begin))
+            print(f"{trainer.config.steps} steps fit into {fit:g} minutes")
+        elif trainer.step == 0 and config.steps > 100 and world_size() == 1:
+            print(f"{config.steps} steps will take about {_duration(config.steps / trainer.speed())} on this {self.device}; "
+                  "Ctrl-C stops with a checkpoint, --fit-minutes chooses fewer steps")  # fmt: skip
+        left = math.inf if self.minutes is None else 60 * self.minutes - (time.monotonic() - begin)
+        finished = trainer.run(progress=not self.quiet and rank() == 0, stop_after=left)
+        exchange(None)  # rank 0 has saved: torchrun ends every process when one returns an exit status
+        if not finished:
+            if rank() == 0:
+                print(f"unfinished: {trainer.step} of {trainer.config.steps} steps are done and in {checkpoint}; "
+                      "the same command again continues from there", file=sys.stderr)  # fmt: skip
+            return UNFINISHED if world_size() == 1 else 0  # torchrun takes any other status for a failure
+        if rank() == 0:
+            self._write(out, trainer, recipe, card)
+        return 0
+
+    def _write(self, out: Path, trainer: Trainer, recipe: Recipe, start: dict[str, Any] | None) -> None:
+        for name, model in {
+            "model": trainer.averaged_model,
+            "last": trainer.model,
+        }.items():  # to see what averaging does
+            save_model(out / f"{name}.safetensors", model, trainer.schedule, half=recipe.half)  # type: ignore[arg-type]
+        config = trainer.config
+        card = {
+            "data": self.data,
+            "data_licence": DATA_LICENCES.get(self.data, "that of the images"),
+            "licence": "MIT",
+            "parameters": sum(p.numel() for p in trainer.model.parameters()),
+            "stored_as": "float16" if recipe.half else "float32",
+            "computed_in": "bfloat16 (autocast)" if trainer.bf16 else "float32",
+            "started_from": start,
+            "steps": trainer.step,
+            "batch_size": config.batch_size,
+            "loss": config.loss,
+            "final_loss": round(trainer.loss, 4),
+            "ema": config.ema,
+            "trained": provenance(self.device),
+        }
+        write_json(out / "model.json", card)
+        print(f"wrote {out / 'model.safetensors'} (the averaged weights) and {out / 'model.json'} (the facts about them); "
+              f"{out / 'last.safetensors'} holds the last step's weights, for comparison")  # fmt: skip
 
 
-def average_command(args: argparse.Namespace) -> None:
-    """Average the weights of several models that were trained on from one start."""
-    out = Path(args.out)
-    average_models(args.models, out / "model.safetensors")
-    parts = [_card_of(model) or {} for model in args.models]
-    kept = ("data", "data_licence", "licence", "parameters", "stored_as")
-    card = {key: parts[0][key] for key in kept if key in parts[0]}
-    write_json(out / "model.json", card | {"averaged_from": parts, "trained": provenance("cpu")})
-    print(f"wrote {out / 'model.safetensors'} and {out / 'model.json'} (the facts about it)")
+@dataclass(kw_only=True)
+class Drawing(Command):
+    """What the commands have in common that draw with a model.
+
+    Attributes:
+        model: mnist, fashion, a .safetensors file, or the folder of a run
+        spacing: which timesteps to visit
+        batch_size: images at a time
+    """
+
+    model: str = "mnist"
+    spacing: Spacing = "linspace"
+    batch_size: int = 64
 
 
-def _card_of(model: str | None) -> dict[str, Any] | None:
+@dataclass(kw_only=True)
+class Sample(Drawing):
+    """Draw images: as one picture, a moving picture of the denoising, single pictures, or a folder of tensors.
+
+    With --out NAME.png (or .jpg, .webp, …) they become one picture, with .gif a film of how they form. Any other name is a
+    folder, for files of uint8 images (safetensors) and a manifest.json: the same command again continues a run that was
+    stopped, or goes on to a larger --n, and torchrun shares it out:
+    torchrun --nproc-per-node 8 -m ddimlib sample -n 50000 --out samples
+
+    Attributes:
+        steps: network evaluations an image, 1 to 1000
+        eta: 0 is DDIM, 1 is DDPM, hat is the larger variance
+        n: number of images
+        seed: the same seed gives the same images on the same machine
+        labels: classes to draw, in turn (default: the network chooses)
+        guidance: classifier-free guidance; 1 is none
+        clip: limit the predicted image to [-CLIP, CLIP] at every step, or dynamic (default: no)
+        columns: images in a row of the picture
+        scale: the picture's pixels for each image pixel, in each direction
+        kind: what to write (default: what the name of --out says); pictures are single PNGs in a folder
+        out: the picture, or the folder
+    """
+
+    steps: int = 50
+    eta: Eta = 0.0
+    # Before Python 3.12.8 and 3.13.1, torchrun takes --n for an unclear --nnodes and stops (pytorch issue 120601); -n gets past
+    n: Annotated[int, arg(aliases=["-n"])] = 64
+    seed: int = 0
+    labels: tuple[int, ...] | None = None
+    guidance: float = 1.0
+    clip: Clip = None
+    columns: int = 8
+    scale: int = 3
+    kind: Literal["picture", "film", "pictures", "tensors"] | None = None
+    out: str = "grid.png"
+
+    def is_resumable(self) -> bool:
+        return self.what() == "tensors"
+
+    def is_shareable(self) -> bool:
+        return True
+
+    def what(self) -> str:
+        """The kind of output: as asked for, or as the name of --out says."""
+        suffix = Path(self.out).suffix.lower()
+        return self.kind or ("film" if suffix == ".gif" else "picture" if suffix in PICTURES else "tensors")
+
+    def run(self) -> None:
+        suffix = Path(self.out).suffix.lower()
+        if self.kind is None and suffix in NO_PICTURES:
+            raise ValueError(f"{self.out} cannot be written as {suffix}; name a picture (.png, .jpg, .gif) or a folder")
+        kind = self.what()
+        config = SamplingConfig(
+            self.n, self.steps, self.eta, self.spacing, self.seed, self.labels, self.guidance, self.clip, self.batch_size
+        )  # fmt: skip
+        check_output(self.out, folder=kind in ("pictures", "tensors"))
+        if self.columns < 1 or self.scale < 1:
+            raise ValueError(f"--columns and --scale must be at least 1, got {self.columns} and {self.scale}")
+        if kind in ("picture", "film") and (name := picture_format(self.out)) not in ("GIF", "WEBP") and kind == "film":
+            raise ValueError(f"a film needs a name that ends in .gif or .webp, got {self.out} ({name})")
+        if world_size() > 1 and kind != "tensors":
+            raise ValueError(f"{self.out} is drawn by one process; under torchrun give --out a folder for tensors")
+        model, schedule = load(self.model, self.device)
+        if kind == "tensors":
+            facts = provenance(self.device)
+            sample_shards(model, schedule, config, self.out, facts, progress=not self.quiet)
+            if rank() == 0:
+                print(
+                    f"wrote {self.out}: {self.n} images in {len(config.shards())} files, and manifest.json about them"
+                )
+            return
+        labels = config.labels_of(range(self.n))
+        if kind == "film":
+            self._film(model, schedule, labels)
+        else:
+            images = sample(
+                model, schedule, (self.n, *model.image_shape), self.steps, self.eta, self.spacing, self.seed,
+                labels=labels, guidance=self.guidance, clip=self.clip, batch_size=self.batch_size,
+                progress=not self.quiet,
+            )  # fmt: skip
+            if kind == "picture":
+                save_images(images, self.out, self.columns, self.scale)
+            for i, image in enumerate(images if kind == "pictures" else ()):
+                save_images(image[None], Path(self.out) / f"{i:05d}.png", 1, self.scale, border=0)
+        print(f"wrote {self.out}: {self.n} images, {self.steps} steps, eta {self.eta}, seed {self.seed}")
+
+    def _film(self, model: VelocityDenoiser, schedule: NoiseSchedule, labels: Tensor | None) -> None:
+        denoiser: Any = model
+        if labels is not None:
+            denoiser = (
+                LabelledDenoiser(model, labels) if self.guidance == 1 else GuidedDenoiser(model, labels, self.guidance)
+            )
+        noise = SeededNoise.from_seed(self.seed, self.n)
+        x_T = noise.initial(model.image_shape).to(self.device)
+        visited = timesteps(schedule.T, self.steps, self.spacing)
+        states = [x_T, *ddim(denoiser, schedule, x_T, visited, self.eta, noise, self.clip)]
+        shown = sorted({*range(0, len(states), -(-len(states) // 60)), len(states) - 1})
+        save_animation([states[i].clamp(-1, 1) for i in shown], self.out, self.columns, self.scale)
+
+
+@dataclass(kw_only=True)
+class Interpolate(Drawing):
+    """Draw the images along the great circle between the starting noise of two seeds.
+
+    Attributes:
+        seeds: the two ends
+        n: images, both ends included
+        label: class to draw (default: the network chooses)
+        steps: network evaluations an image, 1 to 1000
+        scale: the picture's pixels for each image pixel, in each direction
+        out: the picture
+    """
+
+    seeds: tuple[int, int] = (0, 1)
+    n: int = 10
+    label: int | None = None
+    steps: int = 50
+    scale: int = 3
+    out: str = "interpolation.png"
+
+    def run(self) -> None:
+        picture_format(check_output(self.out))
+        if self.n < 2 or self.scale < 1:
+            raise ValueError(f"--n must be at least 2 and --scale at least 1, got {self.n} and {self.scale}")
+        model, schedule = load(self.model, self.device)
+        a, b = (SeededNoise.from_seed(seed, 1).initial(model.image_shape) for seed in self.seeds)
+        x_T = torch.cat([slerp(a, b, i / (self.n - 1)) for i in range(self.n)]).to(self.device)
+        denoiser: Any = model if self.label is None else LabelledDenoiser(model, self.label)
+        x_0 = last(ddim(denoiser, schedule, x_T, timesteps(schedule.T, self.steps, self.spacing)))
+        save_images(x_0, self.out, self.n, self.scale)
+        print(
+            f"wrote {self.out}: {self.n} images from seed {self.seeds[0]} to seed {self.seeds[1]}, {self.steps} steps"
+        )
+
+
+@dataclass(kw_only=True)
+class Invert(Drawing):
+    """Encode real images as noise, decode them again, and draw all three: images, codes and decoded images.
+
+    Attributes:
+        data: whose test images to take: mnist and fashion are bundled (default: the model's name); or a folder of pictures
+        n: number of images
+        steps: network evaluations an image and direction, 1 to 1000
+        iterations: fixed-point iterations a step; 0 is the explicit inverse
+        root: where a data set is, or is downloaded to
+        scale: the picture's pixels for each image pixel, in each direction
+        out: the picture
+    """
+
+    data: str | None = None
+    n: int = 8
+    steps: int = 50
+    iterations: int = 0
+    root: str = "data"
+    scale: int = 3
+    out: str = "inversion.png"
+
+    def run(self) -> None:
+        picture_format(check_output(self.out))
+        model, schedule = load(self.model, self.device)
+        visited = timesteps(schedule.T, self.steps, self.spacing)
+        images, labels = images_of(self.data or self.model, self.root, self.n)
+        x_0 = images.to(self.device)
+        denoiser: Any = model if labels is None or model.num_classes is None else LabelledDenoiser(model, labels)
+        code = last(invert(denoiser, schedule, x_0, visited, self.iterations))
+        again = last(ddim(denoiser, schedule, code, visited))
+        save_images(torch.cat([x_0, code.clamp(-3, 3) / 3, again.clamp(-1, 1)]), self.out, self.n, self.scale)
+        error = float(((again - x_0) / 2).square().mean())
+        print(f"wrote {self.out}: images, codes, decoded images; mean square error {error:.2g} (pixels in [0, 1])")
+
+
+@dataclass(kw_only=True)
+class Export(Command):
+    """Write a network as ONNX, to draw with it outside of PyTorch.
+
+    Attributes:
+        model: mnist, fashion, a .safetensors file, or the folder of a run
+        out: the .onnx file
+    """
+
+    model: str = "mnist"
+    out: str = "model.onnx"
+
+    def run(self) -> None:
+        check_output(self.out)
+        model, _ = load(self.model)
+        from ddimlib.export import export_onnx  # onnx takes seconds to import
+
+        export_onnx(model, self.out)
+        print(f"wrote {self.out}")
+
+
+@dataclass(kw_only=True)
+class Evaluate(Drawing):
+    """Measure quality against steps and eta.
+
+    Writes a JSON table after every row; the same command again continues it.
+
+    Attributes:
+        judge: a shipped judge's name, or the file of your own (default: the model's name)
+        steps: one or more numbers of steps
+        eta: one or more values in [0, 1], or hat
+        n: images a row
+        seed: of the starting noise
+        guidance: classifier-free guidance; 1 is none
+        out: the table
+        card: a model's card to store the table in, too (default: none)
+        bf16: compute the network in bfloat16, which is faster on a GPU
+        compile: run the network through torch.compile, worth it for long tables
+        inception: measure FID, too, against the training images; the package torch-fidelity must be installed, and it downloads
+            Inception's weights (tested with another network in Inception's place only)
+        root: where these training images are, or are downloaded to
+    """
+
+    judge: str | None = None
+    steps: tuple[int, ...] = (10, 20, 50)
+    eta: tuple[Eta, ...] = (0.0,)
+    n: Annotated[int, arg(aliases=["-n"])] = 1000
+    seed: int = 0
+    guidance: float = 1.0
+    out: str = "table.json"
+    card: str | None = None
+    bf16: bool = False
+    compile: bool = False
+    inception: bool = False
+    root: str = "data"
+
+    def is_resumable(self) -> bool:
+        return True
+
+    def run(self) -> None:
+        out = check_output(self.out)
+        if self.card is not None:
+            read_json(check_output(self.card))
+        model, schedule = load(self.model, self.device)
+        judge = Judge.load(self.judge or self.model, self.device)
+        inception = None
+        if self.inception:
+            inception = InceptionDistance(load_dataset(judge.facts["data"], self.root)[0], self.device)
+        table = evaluate(
+            model, schedule, judge, self.steps, self.eta, self.n, out, provenance(self.device), self.spacing, self.guidance,
+            self.seed, self.batch_size, progress=not self.quiet, inception=inception, bf16=self.bf16, compile=self.compile,
+        )  # fmt: skip
+        print(f"{'steps':>5} {'eta':>5} {'accuracy':>9} {'Fréchet':>8}   (floor {judge.facts['floor']:.3f})")
+        for row in table["rows"]:
+            accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
+            fid = f"   FID {row['fid']:.2f}" if "fid" in row else ""
+            print(f"{row['steps']:>5} {row['eta']!s:>5} {accuracy:>9} {row['frechet']:>8.3f}{fid}")
+        if self.card is not None:
+            with locked(self.card):
+                quality = {key: table[key] for key in ("settings", "judge", "rows")}
+                write_json(self.card, read_json(self.card) | {"quality": quality})
+        print(f"wrote {out}")
+
+
+@dataclass(kw_only=True)
+class MakeJudge(Command):
+    """Train the classifier that judges samples of a data set.
+
+    It shares nothing with the diffusion network but the training images.
+
+    Attributes:
+        data: mnist, fashion, cifar10, or a folder with train/ and test/, and in each a folder per class
+        root: where the data set is, or is downloaded to
+        epochs: passes over the training images (default: 12 if grey, 40 if colour, more for few images)
+        seed: of the weights, the order and the distortions
+        out: the classifier and its reference features
+    """
+
+    data: Positional[str]
+    root: str = "data"
+    epochs: int | None = None
+    seed: int = 0
+    out: str = "classifier.safetensors"
+
+    def run(self) -> None:
+        check_output(self.out)
+        judge = train_classifier(self.data, self.root, self.epochs, self.seed, not self.quiet, self.device)
+        judge.facts |= {"trained": provenance(self.device)}
+        judge.save(self.out)
+        print(f"wrote {self.out}: test accuracy {judge.facts['test_accuracy']:.2%}, floor {judge.facts['floor']:.4f}")
+
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+NO_PICTURES = {".npz", ".npy", ".pt", ".safetensors", ".zip", ".mp4", ".svg", ".txt", ".json", ".csv", ".pdf", ".avi"}
+
+COMMANDS = {
+    "train": Train, "sample": Sample, "interpolate": Interpolate, "invert": Invert, "evaluate": Evaluate,
+    "judge": MakeJudge, "export": Export,
+}  # fmt: skip
+
+DESCRIPTION = """Train small diffusion models, draw images from them with DDIM, and measure how good they are.
+Try first: ddimlib sample --model mnist --steps 20 --n 64 --out grid.png. `ddimlib --version` says the version, and
+`ddimlib --tyro-print-completion bash` (or zsh, tcsh) prints a script that completes commands and options."""
+
+
+def load(name: str, device: str = "cpu") -> tuple[VelocityDenoiser, NoiseSchedule]:
+    """A model and its schedule: a shipped one by name, a file's, or that of a run's folder."""
+    if name in {*available(), *DATASETS}:
+        return load_pretrained(name, device)
+    if name.endswith(".safetensors") or Path(name).is_dir():
+        return load_model(name, device)
+    raise ValueError(
+        f"no model {name!r}: use one of {', '.join(available())}, a .safetensors file, or the folder of a run"
+    )
+
+
+def card_of(model: str) -> dict[str, Any]:
     """What is known about the model that a run started from: its name, and its card where there is one."""
-    if model is None:
-        return None
-    card = Path(PRETRAINED / model if model in available() else model).with_suffix(".json")
-    return {"model": model} | (json.loads(card.read_text()) if card.exists() else {})
+    path = Path(PRETRAINED / model if model in available() else model)
+    card = path / "model.json" if path.is_dir() else path.with_suffix(".json")
+    return {"model": model} | (read_json(card) if card.exists() else {})
 
 
-def sample_command(args: argparse.Namespace) -> None:
-    """Draw images and write them as one picture, or as a folder of shards."""
-    if Path(args.out).suffix.lower() != ".png":
-        return _sample_shards(args)
-    if world_size() > 1:
-        raise ValueError(f"{args.out} is one picture, drawn by one process; under torchrun give --out a folder")
-    model, schedule = _load(args.model, args.device)
-    labels = None if args.labels is None else torch.tensor([args.labels[i % len(args.labels)] for i in range(args.n)])
-    images = sample(
-        model,
-        schedule,
-        (args.n, *model.image_shape),
-        args.steps,
-        args.eta,
-        args.spacing,
-        args.seed,
-        labels=labels,
-        guidance=args.guidance,
-        clip=args.clip,
-        batch_size=args.batch_size,
-        progress=not args.quiet,
-    )
-    buffer = io.BytesIO()
-    grid = image_grid(images, args.columns)
-    enlarged = grid.repeat_interleave(args.scale, 1).repeat_interleave(args.scale, 2)
-    Image.fromarray(enlarged.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
-    write_atomically(args.out, buffer.getvalue())
-    print(f"wrote {args.out}: {args.n} images, {args.steps} steps, eta {args.eta}, seed {args.seed}")
+def _take_over(model: VelocityDenoiser, start: VelocityDenoiser) -> None:
+    """Give `model` the weights of `start`; those of classes, when there are others, begin anew."""
+    weights = start.state_dict()
+    if model.num_classes != start.num_classes:
+        weights = {name: value for name, value in weights.items() if "label_embedding" not in name}
+        print(f"the classes are others ({start.num_classes} there, {model.num_classes} here): these weights begin anew")
+    model.load_state_dict(weights, strict=False)
 
 
-def _sample_shards(args: argparse.Namespace) -> None:
-    config = SamplingConfig(**{field.name: getattr(args, field.name) for field in fields(SamplingConfig)})
-    model, schedule = _load(args.model, args.device)
-    manifest = sample_shards(model, schedule, config, args.out, provenance(args.device), progress=not args.quiet)
-    if rank() == 0:
-        print(f"wrote {args.out}: {args.n} images in {len(manifest['shards'])} shards, and manifest.json about them")
-
-
-def evaluate_command(args: argparse.Namespace) -> None:
-    """Measure a table of quality against steps and η."""
-    model, schedule = _load(args.model, args.device)
-    judge = Judge.load(args.judge or args.model, args.device)
-    inception = None
-    if args.inception:
-        inception = InceptionDistance(load_dataset(judge.facts["data"], args.root)[0], args.device)
-    out = Path(args.out)
-    table = evaluate(
-        model,
-        schedule,
-        judge,
-        args.steps,
-        args.eta,
-        args.n,
-        out,
-        provenance(args.device),
-        args.spacing,
-        args.guidance,
-        args.seed,
-        args.batch_size,
-        progress=not args.quiet,
-        inception=inception,
-        bf16=args.bf16,
-        compile=args.compile,
-    )
-    print(f"{'steps':>5} {'eta':>5} {'accuracy':>9} {'Fréchet':>8}   (floor {judge.facts['floor']:.3f})")
-    for row in table["rows"]:
-        fid = f"   FID {row['fid']:.2f}" if "fid" in row else ""
-        print(f"{row['steps']:>5} {row['eta']!s:>5} {row['accuracy']:>9.2%} {row['frechet']:>8.3f}{fid}")
-    if args.card:
-        card = json.loads(Path(args.card).read_text())
-        write_json(args.card, card | {"quality": {k: table[k] for k in ("settings", "judge", "rows")}})
-    print(f"wrote {out}")
-
-
-def reconstruct_command(args: argparse.Namespace) -> None:
-    """Measure the round trip of real images: encode them, decode, compare."""
-    model, schedule = _load(args.model, args.device)
-    data = args.data or args.model
+def images_of(data: str, root: str, n: int) -> tuple[Tensor, Tensor | None]:
+    """The first n test images of a data set in [-1, 1], and their labels."""
+    labels: Tensor | None
     if data in bundled_samples():
         images, labels = bundled_sample(data)
     else:
-        pixels, labels = load_dataset(data, args.root, train=False)
-        images = to_model_range(pixels[: args.n])
-    if not 1 <= args.n <= len(images):
-        raise ValueError(f"--n must lie in 1..{len(images)}, the number of images at hand, got {args.n}")
-    out = Path(args.out)
-    table = reconstruct(
-        model,
-        schedule,
-        images[: args.n],
-        labels[: args.n],
-        args.steps,
-        args.iterations,
-        out,
-        provenance(args.device),
-        args.spacing,
-        args.batch_size,
-        progress=not args.quiet,
-    )
-    print(f"{'steps':>5} {'iterations':>10} {'error':>8} {'norm':>6} {'residual':>9}   (mean square, pixels in [0, 1])")
-    for row in table["rows"]:
-        residual = "" if row["residual"] is None else f"{row['residual']:.1e}"
-        print(f"{row['steps']:>5} {row['iterations']:>10} {row['mse']:>8.2g} {row['norm']:>6.1f} {residual:>9}")
-    print(f"wrote {out}")
+        pixels, labels = load_dataset(data, root, train=False)
+        images = to_model_range(pixels[: max(n, 1)])
+    if not 1 <= n <= len(images):
+        raise ValueError(f"--n must lie in 1..{len(images)}, the number of images at hand, got {n}")
+    return images[:n], None if labels is None else labels[:n]
 
 
-def judge_command(args: argparse.Namespace) -> None:
-    """Train the classifier that judges samples of a data set."""
-    judge = train_classifier(args.data, args.root, args.epochs, args.seed, not args.quiet, args.device)
-    judge.facts |= {"trained": provenance(args.device)}
-    judge.save(args.out)
-    print(f"wrote {args.out}: test accuracy {judge.facts['test_accuracy']:.2%}, floor {judge.facts['floor']:.4f}")
-
-
-def benchmark_command(args: argparse.Namespace) -> None:
-    """Time our sampler and others on one network."""
-    model, schedule = _load(args.model, args.device)
-    out = Path(args.out or f"benchmark-{torch.device(args.device).type}.json")
-    table = benchmark(
-        model,
-        schedule,
-        args.batch,
-        args.steps,
-        out,
-        provenance(args.device),
-        args.peers,
-        args.compile,
-        args.repeats,
-        args.seconds,
-        args.seed,
-        progress=not args.quiet,
-    )
-    print(format_table(table))
-    print(f"wrote {out}")
-    if args.figure:
-        use_book_style()
-        plot_benchmark(table).savefig(args.figure)
-        print(f"wrote {args.figure}")
-
-
-def _load(name: str, device: str) -> tuple[VelocityDenoiser, NoiseSchedule]:
-    if name in {*available(), *DATASETS}:
-        return load_pretrained(name, device)
-    if name.endswith(".safetensors"):
-        return load_model(name, device)
-    raise ValueError(f"no model {name!r}: use one of {', '.join(available())}, or the path of a .safetensors file")
-
-
-def _eta(text: str) -> Eta:
-    return "hat" if text == "hat" else float(text)
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Adds defaults, but for those that the help text tells in words."""
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        in_words = action.default is None or action.default is False or "(default" in (action.help or "")
-        return action.help if in_words else super()._get_help_string(action)
-
-
-def _json(text: str) -> dict[str, Any]:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError(f"{text} is not a JSON object")
-    return value
-
-
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands."""
-    top = argparse.ArgumentParser(
-        prog="python -m ddimlib",
-        description="Train small diffusion models, draw images from them with DDIM, and measure how good they are.",
-        epilog="Try first: python -m ddimlib sample --model mnist --steps 20 --n 64 --out grid.png",
-    )
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
-    default_device = "cuda" if torch.cuda.is_available() else "cpu"
-
-    def command(name: str, run: object, summary: str, details: str, draws: bool = True) -> argparse.ArgumentParser:
-        p = commands.add_parser(
-            name,
-            help=summary,
-            description=f"{summary[0].upper()}{summary[1:]}. {details}",
-            formatter_class=_HelpFormatter,
-        )
-        p.set_defaults(run=run)
-        if draws:
-            p.add_argument(
-                "--seed", type=int, default=0, help="the same seed gives the same result on the same machine"
-            )
-        p.add_argument("--quiet", action="store_true", help="no progress bar")
-        return p
-
-    def model_options(p: argparse.ArgumentParser) -> None:
-        p.add_argument("--model", default="mnist", help=f"{', '.join(available())}, or the path of a .safetensors file")
-        p.add_argument(
-            "--spacing",
-            default="linspace",
-            choices=get_args(Spacing),
-            help="which timesteps to visit",
-        )
-        p.add_argument("--batch-size", type=int, default=64, help="images at a time")
-        p.add_argument("--device", default=default_device, help="cpu or cuda")
-
-    def sampling_options(p: argparse.ArgumentParser) -> None:
-        model_options(p)
-        p.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1 is none")
-
-    p = command(
-        "train", train_command, "train a network on a data set",
-        "A checkpoint is written every minute, when you press Ctrl-C and when the --minutes are over; the same command again "
-        "continues from it. The exit status is 0 at the end, 3 when the minutes were over before.",
-    )  # fmt: skip
-    p.add_argument(
-        "data", help=f"{', '.join(RECIPES)}, or a folder with train/ and test/, and in each a folder per class"
-    )
-    p.add_argument(
-        "--recipe",
-        choices=list(RECIPES),
-        help="network and options to begin with (default: the data set's own; for a folder, cifar10)",
-    )
-    p.add_argument(
-        "--network",
-        type=_json,
-        default={},
-        metavar="JSON",
-        help="""changes to the recipe's network, such as '{"widths": [64, 128, 192]}' (default: none)""",
-    )
-    p.add_argument("--minutes", type=float, help="stop after so long, with a checkpoint (default: at the end)")
-    p.add_argument(
-        "--fit-minutes",
-        type=float,
-        help="choose the number of steps so that the run, loading and compiling included, ends after so long: its speed is "
-        "measured first (default: --steps)",
-    )
-    p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
-    p.add_argument("--out", help="folder of the checkpoint and the finished model (default: runs/DATA)")
-    recipes = argparse.SUPPRESS  # an option that is not given is absent, and the recipe's value stays
-    p.add_argument("--steps", type=int, default=recipes, help="optimiser steps in all (default: the recipe's)")
-    p.add_argument("--start-from", metavar="MODEL", help="begin with the weights of this model instead of random ones")
-    p.add_argument("--batch-size", type=int, default=recipes, help="images a step (default: the recipe's)")
-    p.add_argument("--learning-rate", type=float, default=recipes, help="peak rate (default: the recipe's)")
-    p.add_argument(
-        "--ema", type=float, default=recipes, help="decay of the average of the weights (default: the recipe's)"
-    )
-    losses = ["balanced", "velocity", "noise"]
-    p.add_argument(
-        "--warp",
-        action=argparse.BooleanOptionalAction,
-        default=recipes,
-        help="bend the images a little, ever fewer of them (default: the recipe's)",
-    )
-    p.add_argument("--loss", choices=losses, default=recipes, help="how timesteps are weighted (default: the recipe's)")
-    p.add_argument("--device", default=default_device, help="cpu or cuda")
-    p.add_argument("--compile", action="store_true", help="run the network through torch.compile")
-    p.add_argument(
-        "--bf16",
-        action=argparse.BooleanOptionalAction,
-        help="compute the network in bfloat16 (default: on a CUDA GPU that can)",
-    )
-
-    p = command(
-        "average", average_command, "average the weights of several models that were trained on from one start",
-        "The mean is often better than each of them: python -m ddimlib average A.safetensors B.safetensors --out runs/mean",
-        draws=False,
-    )  # fmt: skip
-    p.add_argument("models", nargs="+", help="two or more .safetensors files of one network")
-    p.add_argument("--out", default="runs/average", help="folder of the model")
-
-    p = command(
-        "sample", sample_command, "draw images and write them as one picture, or as a folder of shards",
-        "With --out NAME.png they become one picture. Any other name is a folder, for shards of uint8 images (safetensors) and "
-        "a manifest.json. The same command again continues a run that was stopped, and torchrun shares it out: "
-        "torchrun --nproc-per-node 8 -m ddimlib sample -n 50000 --out samples",
-    )  # fmt: skip
-    sampling_options(p)
-    p.add_argument("--steps", type=int, default=50, help="network evaluations an image, 1 to 1000")
-    p.add_argument("--eta", type=_eta, default=0.0, help="0 is DDIM, 1 is DDPM, hat is the larger variance")
-    # Before Python 3.12.8 and 3.13.1, torchrun takes --n for an unclear --nnodes and stops (pytorch issue 120601); -n gets past
-    p.add_argument("-n", "--n", type=int, default=64, help="number of images")
-    p.add_argument("--labels", type=int, nargs="+", help="classes to draw, in turn; without it, the network chooses")
-    p.add_argument("--clip", type=float, help="limit the predicted image to [-CLIP, CLIP] at every step")
-    p.add_argument("--columns", type=int, default=8, help="images in a row of the picture")
-    p.add_argument("--scale", type=int, default=3, help="the picture's pixels for each image pixel, in each direction")
-    p.add_argument(
-        "--shard-batches", type=int, default=8, help="batches in a shard; processes take a shard each in turn"
-    )
-    p.add_argument("--out", default="grid.png", help="the picture NAME.png, or a folder for shards")
-
-    p = command(
-        "evaluate", evaluate_command, "measure quality against steps and eta",
-        "Writes a JSON table after every row; the same command again continues it.",
-    )  # fmt: skip
-    sampling_options(p)
-    p.add_argument("--judge", help="a shipped classifier's name, or the path of your own (default: the model's name)")
-    p.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50], help="one or more numbers of steps")
-    p.add_argument("--eta", type=_eta, nargs="+", default=[0.0], help="one or more values in [0, 1], or hat")
-    p.add_argument("--n", type=int, default=1000, help="images a row")
-    p.add_argument("--out", default="table.json", help="the table")
-    p.add_argument("--card", help="a model's card to store the table in, too")
-    p.add_argument("--bf16", action="store_true", help="compute the network in bfloat16, which is faster on a GPU")
-    p.add_argument(
-        "--compile", action="store_true", help="run the network through torch.compile, worth it for long tables"
-    )
-    p.add_argument(
-        "--inception",
-        action="store_true",
-        help="measure FID, too, against the training images; for this the package torch-fidelity must be installed, and it "
-        "downloads Inception's weights. (Tested with another network in Inception's place only.)",
-    )
-    p.add_argument("--root", default="data", help="where these training images are, or are downloaded to")
-
-    p = command(
-        "reconstruct", reconstruct_command, "measure how well real images survive encoding and decoding",
-        "Writes a JSON table after every row; the same command again continues it.", draws=False,
-    )  # fmt: skip
-    model_options(p)
-    p.set_defaults(spacing="quadratic")
-    p.add_argument(
-        "--data", help="whose test images to take: mnist and fashion are bundled (default: the model's name)"
-    )
-    p.add_argument("--root", default="data", help="where the test images of other data sets are, or are downloaded to")
-    p.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50, 100], help="one or more numbers of steps")
-    p.add_argument(
-        "--iterations", type=int, nargs="+", default=[0, 3], help="fixed-point iterations a step; 0: explicit"
-    )
-    p.add_argument("--n", type=int, default=200, help="images; of bundled ones at most 200")
-    p.add_argument("--out", default="reconstruction.json", help="the table")
-
-    p = command(
-        "judge", judge_command, "train the classifier that judges samples of a data set",
-        "It shares nothing with the diffusion network but the training images.",
-    )  # fmt: skip
-    p.add_argument(
-        "data", help=f"{', '.join(DATASETS)}, or a folder with train/ and test/, and in each a folder per class"
-    )
-    p.add_argument("--root", default="data", help="where the data set is, or is downloaded to")
-    p.add_argument("--epochs", type=int, help="passes over the training images (default: 12 if grey, 40 if colour)")
-    p.add_argument("--device", default=default_device, help="cpu or cuda")
-    p.add_argument("--out", default="classifier.safetensors", help="the classifier and its reference features")
-
-    p = command(
-        "benchmark", benchmark_command, "time our sampler, plain and accelerated, against others on the same network",
-        "Checks first that all draw the same images. Writes a JSON table after every row; the same command again continues it. "
-        "Let nothing else run meanwhile. The peers come with the extra: pip install -e '.[bench]' -c constraints.txt",
-    )  # fmt: skip
-    p.add_argument("--model", default="mnist", help=f"{', '.join(available())}, or the path of a .safetensors file")
-    p.add_argument("--batch", type=int, nargs="+", default=[1, 16, 64, 256, 1024], help="one or more batch sizes")
-    p.add_argument(
-        "--steps", type=int, nargs="+", default=[10, 50, 250], help="one or more numbers of steps; each divides 1000"
-    )
-    p.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS), help="none or more other samplers")
-    p.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="let torch.compile work on the accelerated network",
-    )
-    p.add_argument("--repeats", type=int, default=7, help="how often at least each sampler is timed in a row")
-    p.add_argument("--seconds", type=float, default=20.0, help="go on with a row for at least so long")
-    p.add_argument("--device", default=default_device, help="cpu or cuda")
-    p.add_argument("--out", help="the table (default: benchmark-cpu.json or benchmark-cuda.json)")
-    p.add_argument("--figure", help="draw the table, too: a .png or .svg (default: no)")
-    return top
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0, 2 after an error, 3 when it has more to do, 130 after an interruption."""
-    args = parser().parse_args(argv)
+def _check_device(name: str) -> None:
     try:
-        with process_group(getattr(args, "device", "cpu")) as args.device:
-            if world_size() > 1 and args.run not in (train_command, sample_command):
+        torch.empty(0, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"--device {name} cannot be used ({str(error).splitlines()[0]}); use cpu or cuda") from error
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def parse(argv: Sequence[str]) -> Command:
+    """The command that the words stand for, with its options.
+
+    Raises:
+        SystemExit: 2 when they stand for none, 0 after --help and --version; it is printed why.
+    """
+    if list(argv) in (["--version"], ["-V"]):
+        print(f"ddimlib {__version__}")
+        raise SystemExit(0)
+    words = [
+        word if word not in ("--bf16", "--no-bf16") or argv[0] != "train" else f"--bf16={word == '--bf16'}"
+        for word in argv
+    ]
+    union: Any = None
+    for name, command in COMMANDS.items():
+        entry = Annotated[command, subcommand(name)]  # type: ignore[valid-type]
+        union = entry if union is None else union | entry
+    chosen: Command = tyro.cli(union, args=words, prog="ddimlib", description=DESCRIPTION)
+    if isinstance(chosen, Train):  # once more, with the numbers of its recipe where no others are given
+        base = replace(chosen, training=chosen.chosen_recipe().training)
+        chosen = tyro.cli(Train, args=words[1:], default=base, prog="ddimlib train")
+    return chosen
+
+
+def execute(parsed: Callable[[], Command]) -> int:
+    """Run the command that `parsed` returns; returns the exit status, see :func:`main`."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal that lacks a letter gets a question mark
+    command = Command()
+    try:
+        command = parsed()
+        with process_group(command.device) as command.device:
+            if world_size() > 1 and not command.is_shareable():
                 raise ValueError(
                     "only train and sample can be shared by processes; start this command without torchrun"
                 )
-            return args.run(args) or 0
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command again continues where this one stopped", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError) as error:
+            _check_device(command.device)
+            return command.run() or 0
+    except KeyboardInterrupt as interruption:
+        more = (
+            "the same command again continues where this one stopped" if command.is_resumable() else "nothing is kept"
+        )
+        print(f"\ninterrupted; {more}", file=sys.stderr)
+        number = interruption.args[0] if interruption.args else 2
+        return 128 + number if isinstance(number, int) else 130
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError, MemoryError) as error:
         print(f"error: {f'rank {rank()}: ' if world_size() > 1 else ''}{error}", file=sys.stderr)
         return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 2 after an error, 3 when it has more to do, 130 after an interruption."""
+    return execute(lambda: parse(sys.argv[1:] if argv is None else argv))
 
 
 if __name__ == "__main__":

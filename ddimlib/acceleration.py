@@ -4,9 +4,12 @@ import copy
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ddimlib.checks import KindError, describe
 
 
 def accelerate(
@@ -32,11 +35,19 @@ def accelerate(
     Raises:
         ValueError: when a graph is asked for on a device other than a CUDA GPU.
     """
+    if not isinstance(model, nn.Module):
+        raise KindError(f"only a network, an nn.Module, can be accelerated, got {describe(model)}")
+    if any(isinstance(module, AcceleratedDenoiser) for module in model.modules()):
+        raise ValueError("this model is accelerated already; accelerate the plain network, once, and wrap the result")
     parameter = next(model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     on_gpu = device.type == "cuda"
     if graph and not on_gpu:
         raise ValueError(f"CUDA graphs need a CUDA GPU, but the model is on {device}; leave graph out")
+    if bf16 and parameter is not None and parameter.dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(
+            f"bf16 converts a float32 network, but this one is {parameter.dtype}; use model.float(), or leave it"
+        )
     if bf16 is None:
         able = torch.cuda.is_bf16_supported(False) if on_gpu else cpu_gains_by_bf16(compile)
         bf16 = able and parameter is not None and parameter.dtype == torch.float32
@@ -57,8 +68,10 @@ class AcceleratedDenoiser(nn.Module):
     """What :func:`accelerate` returns: a denoiser with the attributes `num_classes` and `image_shape` of its model.
 
     A CUDA graph holds for one shape. Each shape that arrives is captured when it first does, and the last `MOST_GRAPHS` are
-    kept; what is captured and how often stands in the report. Every answer is a fresh tensor, so that a sampler
-    may keep it. Answers carry no gradients. Not for two CUDA streams at once, which would share the graph's memory.
+    kept, in one pool of memory; what is captured and how often stands in the report. Weights may be loaded, and the whole
+    moved or converted, at any time: graphs that read them elsewhere are dropped. Every answer is a fresh tensor of the dtype
+    of x, so that a sampler may keep it. Answers carry no gradients, and asking for them is an error. Not for two CUDA streams
+    or threads at once, which would share the graph's memory.
 
     Attributes:
         bf16, compiled, uses_graph: by which means it is faster.
@@ -78,10 +91,28 @@ class AcceleratedDenoiser(nn.Module):
             for module in self.model.modules():
                 if isinstance(module, nn.Conv2d | nn.Linear):
                     module.to(torch.bfloat16)
-        self._run: Callable[..., Tensor] = torch.compile(self.model) if compile else self.model
-        self._device, self.bf16, self.compiled, self.uses_graph = device, bf16, compile, graph
-        self._graphs: OrderedDict[object, CapturedCall] = OrderedDict()
+        if compile:
+            self.model.compile()
+        self.bf16, self.compiled, self.uses_graph = bf16, compile, graph
         self.captures = 0
+        self._graphs: OrderedDict[object, CapturedCall] = OrderedDict()
+        self._pool: Any = None
+        self._device, self._dtype, self._place = device, torch.float32, 0
+
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """The dtype in which samplers ask, the widest of the weights."""
+        self._look_for_weights()
+        return self._dtype
+
+    def _look_for_weights(self) -> None:
+        """Drop what belongs to weights that have been moved, converted or replaced since the last call."""
+        first = next(self.model.parameters(), None)
+        if first is None or first.data_ptr() == self._place:
+            return
+        self._graphs.clear()
+        self._device, self._place = first.device, first.data_ptr()
+        self._dtype = max((p.dtype for p in self.model.parameters()), key=lambda dtype: dtype.itemsize)
 
     @property
     def report(self) -> str:
@@ -98,10 +129,13 @@ class AcceleratedDenoiser(nn.Module):
             parts.append("else as it was" + ("; compile=True is what helps here" if self._device.type == "cpu" else ""))
         return f"{self._device.type}: {', '.join(parts)}"
 
-    @torch.no_grad()
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError("an accelerated denoiser carries no gradients; differentiate through the plain network")
+        self._look_for_weights()
         inputs = (x, t) if labels is None else (x, t, labels)
-        return self.captured(*inputs)(*inputs) if self.uses_graph else self._evaluate(*inputs)
+        with torch.no_grad():
+            return self.captured(*inputs)(*inputs) if self.uses_graph else self._evaluate(*inputs)
 
     def captured(self, *inputs: Tensor) -> "CapturedCall":
         """The graph for inputs of these shapes and dtypes, captured now if it is not at hand.
@@ -123,14 +157,15 @@ class AcceleratedDenoiser(nn.Module):
                 stacklevel=2,
             )
             self._graphs.popitem(last=False)
-        self._graphs[key] = CapturedCall(self._evaluate, inputs)
+        self._pool = torch.cuda.graph_pool_handle() if self._pool is None else self._pool
+        self._graphs[key] = CapturedCall(self._evaluate, inputs, self._pool)
         self.captures += 1
         return self._graphs[key]
 
     def _evaluate(self, x: Tensor, *rest: Tensor) -> Tensor:
         # autocast keeps no copies of weights: those made while a graph is captured would be gone when it is replayed
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False):
-            return self._run(x, *rest).to(x.dtype)
+            return self.model(x.to(self._dtype), *rest).to(x.dtype)
 
 
 class CapturedCall:
@@ -142,12 +177,13 @@ class CapturedCall:
     Args:
         function: tensors to one tensor; it must neither wait for the GPU nor depend on the values of the inputs.
         inputs: tensors of the shapes and dtypes to come.
+        pool: memory shared with other graphs. One is replayed at a time and its output copied out, so they may overlap.
 
     Raises:
         RuntimeError: when `function` does something that cannot be recorded.
     """
 
-    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> None:
+    def __init__(self, function: Callable[..., Tensor], inputs: tuple[Tensor, ...], pool: Any = None) -> None:
         # ordinary tensors, even when the first call is made in inference mode: later ones may not be
         with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(inputs[0].device):
             self.inputs = tuple(x.clone() for x in inputs)
@@ -160,11 +196,12 @@ class CapturedCall:
             torch.cuda.current_stream().wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.graph(self.graph):
+                with torch.cuda.graph(self.graph, pool=pool):
                     self.output = function(*self.inputs)
             except RuntimeError as error:
+                reason = str(error).splitlines()[0]  # CUDA adds a page of advice on debugging
                 raise RuntimeError(
-                    f"this network cannot be captured in a CUDA graph ({error}); its forward pass waits for the GPU or "
+                    f"this network cannot be captured in a CUDA graph ({reason}); its forward pass waits for the GPU or "
                     "takes data from the host. Accelerate it with graph=False"
                 ) from error
 

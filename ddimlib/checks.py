@@ -20,8 +20,10 @@ class KindError(TypeError, ValueError):
 
 def check_int(name: str, value: Any, low: int | None = None, high: int | None = None, fix: str = "") -> int:
     """`value` as an int, NumPy's integers included; within low..high where these are given. `fix` ends the message."""
+    if type(value) is int and (low is None or low <= value) and (high is None or value <= high):
+        return value  # the usual case, and the quick one
     fix = fix and f"; {fix}"
-    if type(value) is not int:  # the usual case, and the quick one
+    if type(value) is not int:
         if isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point():
             value = value.item()
         if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
@@ -36,6 +38,8 @@ def check_number(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, above: bool = False, fix: str = ""
 ) -> float:
     """`value` as a finite float in [low, high], or in (low, high] with `above`; NumPy's and 0-d tensors are accepted."""
+    if type(value) is float and low <= value <= high and not above and math.isfinite(value):
+        return value  # the usual case, and the quick one
     fix = fix and f"; {fix}"
     if isinstance(value, Tensor) and value.ndim == 0:
         value = value.item()
@@ -133,6 +137,13 @@ def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
     """Raise ValueError unless a and b, called so in the message, have the same shape: torch would broadcast them."""
     if a.shape != b.shape:
         raise ValueError(f"{name_a} and {name_b} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def check_pair(name_a: str, a: Any, name_b: str, b: Any) -> None:
+    """Raise unless a and b are floating-point tensors of one shape."""
+    check_floats(name_a, a)
+    check_floats(name_b, b)
+    check_same_shape(name_a, a, name_b, b)
 
 
 def describe(value: Any) -> str:

@@ -1,12 +1,16 @@
 """Image data sets as tensors: torchvision's own, any folder of images, and a small bundled sample."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
+
+from ddimlib.checks import check_floats
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -22,14 +26,46 @@ CLASS_NAMES = {
 }
 
 
+LARGEST = 1024 * 1024
+"""Pixels of a picture, at most: more is a slip, or a small file that would fill the memory."""
+
+_ORIENTATION = ExifTags.Base.Orientation
+
+
 def to_model_range(images: Tensor) -> Tensor:
-    """Bytes 0..255 to float32 in [-1, 1], the range that the forward process assumes (Ho et al. 2020, section 3.3)."""
+    """Bytes 0..255 to float32 in [-1, 1], the range that the forward process assumes (Ho et al. 2020, section 3.3).
+
+    Raises:
+        ValueError: when the images are no bytes.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"to_model_range takes bytes 0..255, got {images.dtype}; images in [0, 1] become 2 * x - 1")
     return images.float() / 127.5 - 1
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Model range [-1, 1] to bytes 0..255; what lies outside is clipped."""
+    """Model range [-1, 1] to bytes 0..255; what lies outside is clipped.
+
+    Raises:
+        ValueError: when the images are no floating-point numbers.
+    """
+    check_floats("images", images)
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def with_channels(images: Tensor, channels: int) -> Tensor:
+    """Bytes [N, C, H, W] with so many channels: grey repeated in three, colour weighed into one as the eye does.
+
+    Raises:
+        ValueError: when `channels` is neither 1 nor 3, nor what the images have.
+    """
+    if channels == images.shape[1]:
+        return images
+    if {channels, images.shape[1]} != {1, 3}:
+        raise ValueError(f"images of {images.shape[1]} channels cannot be turned into such of {channels}; use 1 or 3")
+    from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+    return images.expand(-1, 3, -1, -1).contiguous() if channels == 3 else rgb_to_grayscale(images)
 
 
 def warped(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -57,59 +93,151 @@ def warped(x: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(x, grid.to(x.device), padding_mode="border", align_corners=False)
 
 
-def load_dataset(name: str, root: str | Path = "data", train: bool = True) -> tuple[Tensor, Tensor]:
+def load_dataset(name: str, root: str | Path = "data", train: bool = True) -> tuple[Tensor, Tensor | None]:
     """A whole data set in memory, downloaded by torchvision when it is not under `root` yet.
 
-    A folder of images has `train` and `test` inside, and these one subfolder for each class, in alphabetical order, as
-    torchvision's ImageFolder reads them. All images have one size; they are read as colour. A folder `root`/`name` of that kind
-    is used instead of a download.
+    A folder of pictures has `train` and `test` inside, or is all for training. Each part has a subfolder for each class, in
+    alphabetical order, or holds the pictures itself: then they have no classes. A folder `root`/`name` with `train` inside is
+    used instead of a download. Hidden files and folders are left out. Pictures are turned as their camera says, transparent
+    ones are laid on white, and 16-bit and float ones scaled to bytes; if all are grey, they have one channel.
 
     Args:
-        name: "mnist", "fashion", "cifar10", or the path of a folder of images.
+        name: "mnist", "fashion", "cifar10", or the path of a folder of pictures.
         root: where torchvision keeps its data sets.
         train: the training part or the test part.
 
     Returns:
-        images, uint8 [N, C, H, W], and labels, int64 [N].
+        images, uint8 [N, C, H, W], and labels, int64 [N], or None for pictures without classes.
 
     Raises:
-        ValueError: when the name is neither a known data set nor a folder, or when images differ in size.
+        ValueError: when the name is neither a known data set nor a folder; when pictures differ in size, are too large,
+            damaged, or no pictures, with the file; when train and test have other classes.
         RuntimeError: when the download fails; it says what to do by hand.
     """
     folder = Path(root, name) if name in DATASETS else Path(name)
     if name not in DATASETS or (folder / "train").is_dir():
-        return _load_folder(folder / ("train" if train else "test"))
+        return _load_folder(folder, "train" if train else "test")
     from torchvision import datasets
 
     try:
         dataset = getattr(datasets, DATASETS[name])(root, train=train, download=True)
     except Exception as error:
         raise RuntimeError(
-            f"{name} is not under {Path(root).resolve()} and could not be downloaded ({error}); connect to the "
-            f"network once, or copy torchvision's files of {DATASETS[name]} there"
+            f"{name} could be neither read from {Path(root).resolve()} nor downloaded ({error}); connect to the "
+            f"network once, or copy torchvision's files of {DATASETS[name]} there, and remove what is damaged there"
         ) from error
     images = torch.as_tensor(dataset.data)
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
     return images, torch.as_tensor(dataset.targets)
 
 
-def _load_folder(folder: Path) -> tuple[Tensor, Tensor]:
+def _load_folder(folder: Path, part: str) -> tuple[Tensor, Tensor | None]:
     if not folder.is_dir():
-        raise ValueError(
-            f"no data set {str(folder.parent)!r}: use one of {', '.join(DATASETS)}, or a folder with train/ and test/"
-        )
-    from torchvision.datasets import ImageFolder
-
-    dataset = ImageFolder(str(folder))
-    with ThreadPoolExecutor() as decoders:  # decoding leaves the interpreter free
-        images = list(decoders.map(lambda sample: np.asarray(dataset.loader(sample[0])), dataset.samples))
-    for (path, _), image in zip(dataset.samples, images, strict=True):
-        if image.shape != images[0].shape:
+        raise ValueError(f"no data set {str(folder)!r}: use one of {', '.join(DATASETS)}, or a folder of pictures")
+    split = (folder / "train").is_dir() or (folder / "test").is_dir()
+    if not (folder / part).is_dir() and (split or part == "test"):
+        raise ValueError(f"{folder} has no folder {part}/; put the pictures of that part there")
+    classes = _classes(folder / part if split else folder)
+    other = folder / ("test" if part == "train" else "train")
+    if split and other.is_dir() and (there := _classes(other)).keys() != classes.keys():
+        different = ", ".join(repr(name) for name in sorted(there.keys() ^ classes.keys()))
+        raise ValueError(f"{folder}: train/ and test/ must have the same classes, but only one has {different}")
+    paths = [path for members in classes.values() for path in members]
+    sizes = {path: _size(path) for path in paths}
+    width, height = sizes[paths[0]]
+    for path, size in sizes.items():
+        if size != (width, height):
             raise ValueError(
-                f"{path} has {image.shape[1]}×{image.shape[0]} pixels, the first image has {images[0].shape[1]}×"
-                f"{images[0].shape[0]}; give all images of the data set one size"
+                f"{path} has {size[0]}×{size[1]} pixels, the first image has {width}×{height}; give all images of the data "
+                "set one size"
             )
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
+    pixels = np.empty((len(paths), height, width, 3), dtype=np.uint8)
+
+    def decode(i: int) -> None:
+        pixels[i] = _decoded(paths[i])
+
+    with ThreadPoolExecutor() as decoders:  # decoding leaves the interpreter free
+        list(decoders.map(decode, range(len(paths))))
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    if all((images[:, 0] == images[:, i]).all() for i in (1, 2)):
+        images = images[:, :1]
+    labels = [i for i, members in enumerate(classes.values()) for _ in members]
+    return images.contiguous(), None if list(classes) == [""] else torch.tensor(labels)
+
+
+def _classes(folder: Path) -> dict[str, list[Path]]:
+    """The pictures of each class, in order; the class of pictures that lie in the folder itself is ""."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_dir() and not _is_hidden(path.name))
+    classes = {name: _pictures(folder / name) for name in names}
+    loose = [path for path in sorted(folder.iterdir()) if _is_picture(path)]
+    if loose and names:
+        raise ValueError(f"{loose[0]} lies beside the folders of the classes; move it into one of them, or away")
+    classes = {"": loose} if loose else classes
+    if empty := [name for name, members in classes.items() if not members]:
+        raise ValueError(f"{folder / empty[0]} holds no pictures; fill it or remove it")
+    if not classes:
+        raise ValueError(f"{folder} holds no pictures")
+    return classes
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """All pictures below a folder, in order. Links are followed, but no folder is entered twice."""
+    found: list[Path] = []
+    entered: set[str] = set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in entered:
+            folders.clear()
+            continue
+        entered.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if not _is_hidden(name))
+        found += [path for path in (Path(place, name) for name in sorted(files)) if _is_picture(path)]
+    return found
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_picture(path: Path) -> bool:
+    Image.init()
+    return not _is_hidden(path.name) and not path.is_dir() and path.suffix.lower() in Image.registered_extensions()
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height, from the head of the file; refuses what is no picture, or too large to train on."""
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, but a pipe, a device or a broken link; remove it")
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.getexif().get(_ORIENTATION, 1) >= 5:  # lying on its side
+                width, height = height, width
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no picture ({error}); replace it or remove it") from error
+    if width * height > LARGEST:
+        raise ValueError(
+            f"{path} has {width}×{height} pixels, more than networks here are trained on; resize it to 64×64, say"
+        )
+    return width, height
+
+
+def _decoded(path: Path) -> np.ndarray:
+    """A picture as bytes [H, W, 3]: upright, on white where it is transparent, 16-bit and float values scaled."""
+    try:
+        with Image.open(path) as opened:
+            image = ImageOps.exif_transpose(opened)
+            if image.mode.startswith(("I", "F")):
+                values = np.asarray(image, dtype=np.float64)
+                largest = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if image.mode == "F" else 65535.0
+                if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= largest):
+                    raise ValueError(f"values from {values.min():g} to {values.max():g}, not from 0 to {largest:g}")
+                image = Image.fromarray((values * (255 / largest)).round().astype(np.uint8))
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return np.asarray(image.convert("RGB"))
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no picture ({error}); replace it or remove it") from error
 
 
 def bundled_samples() -> list[str]:
@@ -117,17 +245,22 @@ def bundled_samples() -> list[str]:
     return sorted(path.name.removesuffix("-sample.npz") for path in PRETRAINED.glob("*-sample.npz"))
 
 
-def bundled_sample(name: str) -> tuple[Tensor, Tensor]:
-    """The first 200 test images of MNIST or Fashion-MNIST, shipped with the library: for examples with no network.
+def bundled_sample(name: str, train: bool = False) -> tuple[Tensor, Tensor]:
+    """Images that are shipped with the library, for examples with no network.
+
+    Args:
+        name: "mnist" or "fashion".
+        train: the first 10,000 training images, which only MNIST has, instead of the first 200 test images.
 
     Returns:
-        images, float32 [200, 1, 28, 28] in [-1, 1], and labels, int64 [200].
+        images, float32 [N, 1, 28, 28] in [-1, 1], and labels, int64 [N].
 
     Raises:
-        ValueError: when no sample of that name is shipped.
+        ValueError: when no such sample is shipped.
     """
-    path = PRETRAINED / f"{name}-sample.npz"
+    path = PRETRAINED / (f"{name}-train.npz" if train else f"{name}-sample.npz")
     if not path.exists():
-        raise ValueError(f"no bundled sample {name!r}; shipped are: {', '.join(bundled_samples())}")
+        shipped = "mnist" if train else ", ".join(bundled_samples())
+        raise ValueError(f"no bundled {'training ' if train else ''}sample {name!r}; shipped are: {shipped}")
     with np.load(path, allow_pickle=False) as arrays:
-        return to_model_range(torch.from_numpy(arrays["images"])), torch.from_numpy(arrays["labels"])
+        return to_model_range(torch.from_numpy(arrays["images"])), torch.from_numpy(arrays["labels"]).long()

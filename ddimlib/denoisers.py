@@ -13,17 +13,20 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ddimlib.checks import KindError, check_labels, check_number, describe
+from ddimlib.checks import KindError, check_finite, check_floats, check_labels, check_number, describe
 from ddimlib.schedule import NoiseSchedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """eps = model(x, t): x [B, C, H, W], t int64 [B] in 1..T, eps of x's shape."""
 
 Prediction = Literal["eps", "x0", "v"]
-"""What a network's output means: the noise ε, the image x_0, or the velocity v = √ᾱ_t ε - √(1-ᾱ_t) x_0."""
+"""What a network's output means, which is the noise ε, the image x_0, or the velocity v = √ᾱ_t ε - √(1-ᾱ_t) x_0."""
 
 DIFFUSERS_WORDS: dict[str, str] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 """The names that a scheduler of diffusers has for them, in its `config.prediction_type`."""
+
+Labels = Tensor | Sequence[int] | int
+"""Integers [B] in 0..num_classes - 1, one label a sample, as a list, an array or a tensor; or an int, the label of all."""
 
 
 def said_by(model: Any, name: str) -> Any:
@@ -41,13 +44,17 @@ def check_model(model: Any, schedule: Any) -> None:
     if not isinstance(schedule, NoiseSchedule):
         raise KindError(f"schedule must be a NoiseSchedule, got {describe(schedule)}; models come with theirs")
     if not callable(model):
-        raise KindError(
-            f"model must be a callable eps = model(x, t), got {describe(model)}; "
-            'model, schedule = load_pretrained("mnist") gives one'
-        )
+        fix = 'model, schedule = load_pretrained("mnist") gives one'
+        raise KindError(f"model must be a callable eps = model(x, t), got {describe(model)}; {fix}")
     own = said_by(model, "schedule")
     if isinstance(own, NoiseSchedule) and not own.same_as(schedule):
         raise ValueError(f"this model was made for {own}, but it is used with {schedule}; pass model.schedule")
+
+
+def check_start(model: Any, schedule: NoiseSchedule, t: int) -> None:
+    """Raise ValueError when a walk cannot start at t, since ᾱ_t = 0 and the network predicts neither v nor x_0."""
+    if said_by(model, "prediction") not in ("v", "x0"):
+        schedule.check_noise_is_known(t)
 
 
 class Asked:
@@ -60,91 +67,108 @@ class Asked:
 
     Args:
         model: the denoiser.
+        x: the state that a walk starts from, [B, C, H, W]; kept as `start`, without its graph unless `differentiable`.
         differentiable: keep the graph, so that gradients reach x and the weights.
 
     Raises:
-        ValueError: when the answer does not have the shape of x, is not floating point, or lacks the gradient asked for.
+        ValueError: when x is not floating point, finite and four-dimensional; when asked, if the answer has another shape, is
+            not floating point, or lacks the gradient.
     """
 
-    def __init__(self, model: Denoiser, differentiable: bool = False) -> None:
+    def __init__(self, model: Denoiser, x: Tensor, differentiable: bool = False) -> None:
+        check_finite("x_T", x)
         self.model, self.differentiable = model, differentiable
-        self.modules = list(model.modules()) if isinstance(model, nn.Module) else []
-        floating = (
-            (p.dtype for p in model.parameters() if p.is_floating_point()) if isinstance(model, nn.Module) else ()
-        )
-        self.dtype: torch.dtype | None = said_by(model, "input_dtype") or next(iter(floating), None)
+        self.start = x if differentiable else x.detach()
+        modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        self.modes = [vars(m) if "training" in vars(m) else _ModeElsewhere(m) for m in modules]
+        weights = (p.dtype for m in modules for p in m.parameters(recurse=False) if p.is_floating_point())
+        self.dtype: torch.dtype | None = said_by(model, "input_dtype") or next(weights, None)
         self.copies = True  # until the first answer shows that none are needed
 
     def __call__(self, x: Tensor, t: int) -> Tensor:
-        given = x if self.dtype is None else x.to(self.dtype)
+        given = x if self.dtype is None or self.dtype == x.dtype else x.to(self.dtype)
         if given is x and (self.copies or x.is_inference()):
             given = x.clone()
         before = _version(given)
-        with _eval_mode(self.modules), torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+        with _eval_mode(self.modes), torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
             eps = self.model(given, torch.full((len(x),), t, dtype=torch.int64, device=x.device))
         if given is x and _version(x) != before:
             raise RuntimeError(f"the network changed its input in place at t = {t}, but not before; give it a copy")
         self.copies = self.copies and _version(given) != before
-        if not isinstance(eps, Tensor):
-            raise KindError(
-                f"a denoiser must return a tensor, got {describe(eps)}; wrap it, as in lambda x, t: network(x, t)[0], or "
-                "DiffusersDenoiser(unet)"
-            )
+        check_floats(
+            "the answer of a denoiser", eps, "wrap it, as in lambda x, t: network(x, t)[0], or DiffusersDenoiser(unet)"
+        )
         if eps.shape != x.shape:
-            raise ValueError(
-                f"a denoiser must return the shape it was given, {tuple(x.shape)}, got {tuple(eps.shape)}; a network that "
-                "also predicts variances is wrapped as PredictionDenoiser(network, schedule, 'eps'), which drops them"
-            )
-        if not eps.is_floating_point():
-            raise ValueError(f"a denoiser must return floating-point numbers, got {eps.dtype}")
+            shapes = f"{tuple(x.shape)}, got {tuple(eps.shape)}"
+            fix = "PredictionDenoiser(network) drops a variance that a network also predicts"
+            raise ValueError(f"a denoiser must return the shape it was given, {shapes}; {fix}")
         if self.differentiable and not eps.requires_grad:
             raise ValueError(
                 "the answer of this network carries no gradient: neither x nor a weight requires one, or it runs under "
                 "torch.no_grad or was accelerated; differentiate through the plain network"
             )
-        return eps.to(x.dtype)
+        return eps if eps.dtype == x.dtype else eps.to(x.dtype)
 
 
 def predict_noise(model: Denoiser, x: Tensor, t: int) -> Tensor:
     """ε = model(x, t) with one t for the batch, once, as samplers ask: see :class:`Asked`."""
-    return Asked(model)(x, t)
+    return Asked(model, x)(x, t)
 
 
 def _version(x: Tensor) -> int:
     return -1 if x.is_inference() else x._version
 
 
-_counting = threading.Lock()
-_in_use: dict[nn.Module, int] = {}
+class _ModeElsewhere:
+    """Stands for vars(module) where "training" is not among them, as in compiled and scripted modules."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self.module, name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self.module, name, value)
+
+
+_lock = threading.Lock()
+_borrowed: dict[int, list[Any]] = {}  # of each evaluation in progress, what goes back to training mode
 
 
 @contextmanager
-def _eval_mode(modules: Sequence[nn.Module]) -> Iterator[None]:
-    """`modules` in eval mode, those in training mode until the last of the evaluations that share them has ended."""
-    switched: list[nn.Module] = []
+def _eval_mode(modes: Sequence[Any]) -> Iterator[None]:
+    """Modules in eval mode; those in training mode go back to it when the last evaluation that shares them has ended.
+
+    They are given by their vars: to write there takes a tenth of the time of `module.training = ...`.
+    """
+    mine: list[Any] = []
     try:
-        with _counting:
-            for module in modules:
-                if module.training or (_in_use and module in _in_use):
-                    switched.append(module)
-                    _in_use[module] = _in_use.get(module, 0) + 1
-                    module.training = False
+        with _lock:
+            if _borrowed:
+                shared = {id(mode) for others in _borrowed.values() for mode in others}
+                mine.extend([mode for mode in modes if mode["training"] or id(mode) in shared])
+            else:
+                mine.extend([mode for mode in modes if mode["training"]])
+            if mine:
+                _borrowed[id(mine)] = mine
+            for mode in mine:
+                mode["training"] = False
         yield
     finally:
-        if switched:
-            with _counting:
-                for module in switched:
-                    _in_use[module] -= 1
-                    if not _in_use[module]:
-                        del _in_use[module]
-                        module.training = True
+        if mine:
+            with _lock:
+                _borrowed.pop(id(mine), None)
+                shared = {id(mode) for others in _borrowed.values() for mode in others}
+                for mode in mine:
+                    mode["training"] = id(mode) not in shared
 
 
 class PredictionDenoiser(nn.Module):
-    """Reads a network's output as ε, x_0 or v, and returns the noise ε.
+    """Reads a network's output as ε, x_0 or v, and returns the noise ε, a multiple of x_t and one of the output:
 
     "eps": ε = output.  "x0": ε = (x_t - √ᾱ_t output)/√(1-ᾱ_t).  "v": ε = √(1-ᾱ_t) x_t + √ᾱ_t output (Salimans & Ho 2022,
-    section 4 and appendix D). Each is a multiple of x_t and one of the output, looked up at t.
+    section 4 and appendix D).
 
     Where ᾱ_T = 0, ε is x_T itself and says nothing about x_0. There, and only there, the answer is the velocity, -x̂_0, which
     samplers expect at such a T; so a network that predicts v or x_0 can be used with a schedule that ends in pure noise.
@@ -154,9 +178,6 @@ class PredictionDenoiser(nn.Module):
             channels, the second half, a learned variance, is dropped, with a warning.
         schedule: the schedule that it was trained with; only a network that predicts ε can do without.
         prediction: what its output means.
-
-    Raises:
-        ValueError: for an unknown `prediction`; KindError, when the schedule is missing.
     """
 
     of_x: Tensor
@@ -173,8 +194,10 @@ class PredictionDenoiser(nn.Module):
             raise KindError(f"to read {prediction} as noise, pass the network's schedule, got {describe(schedule)}")
         signal, sigma = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
         of_x, of_output = (sigma, signal) if prediction == "v" else (1 / sigma, -signal / sigma)
-        pure = signal == 0
-        of_x, of_output = of_x.masked_fill(pure, 0), of_output.masked_fill(pure, 1 if prediction == "v" else -1)
+        of_x, of_output = (
+            of_x.masked_fill(signal == 0, 0),
+            of_output.masked_fill(signal == 0, 1 - 2 * (prediction == "x0")),
+        )
         # tables on the network's device: looking t up must not wait for the host
         self.register_buffer("of_x", of_x.float(), persistent=False)
         self.register_buffer("of_output", of_output.float(), persistent=False)
@@ -207,10 +230,7 @@ class VelocityDenoiser(PredictionDenoiser):
     """Reads a network's output as the velocity v and returns the noise, ε = √(1-ᾱ_t) x_t + √ᾱ_t v.
 
     With v = √ᾱ_t ε - √(1-ᾱ_t) x_0, the network answers "what is the noise?" at small t and "what is the image?" at large
-    t: in each case the question that is still worth asking. Source: Salimans & Ho 2022, section 4 and appendix D.
-
-    Args:
-        network, schedule: as for :class:`PredictionDenoiser`.
+    t: in each case the question that is still worth asking (Salimans & Ho 2022).
     """
 
     def __init__(self, network: nn.Module, schedule: NoiseSchedule) -> None:
@@ -229,12 +249,10 @@ class DiffusersDenoiser(PredictionDenoiser):
         schedule: the schedule that it was trained with; needed unless the prediction is ε.
     """
 
+    num_classes: int | None = None  # type: ignore[assignment]
+
     def __init__(
-        self,
-        unet: Any,
-        num_classes: int | None = None,
-        prediction: str = "eps",
-        schedule: NoiseSchedule | None = None,
+        self, unet: Any, num_classes: int | None = None, prediction: str = "eps", schedule: NoiseSchedule | None = None
     ) -> None:
         if hasattr(unet, "unet"):
             raise KindError(
@@ -242,11 +260,7 @@ class DiffusersDenoiser(PredictionDenoiser):
             )
         super().__init__(unet, schedule, DIFFUSERS_WORDS.get(prediction, prediction))  # type: ignore[arg-type]
         self.label_rows = unet.config.num_class_embeds
-        self._num_classes = self.label_rows if num_classes is None else num_classes
-
-    @property
-    def num_classes(self) -> int | None:
-        return self._num_classes
+        self.num_classes = self.label_rows if num_classes is None else num_classes
 
     def output(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
         return self.network(x, t - 1, class_labels=labels).sample
@@ -257,27 +271,25 @@ class LabelledDenoiser(nn.Module):
 
     Args:
         model: called as model(x, t, labels).
-        labels: in 0..num_classes - 1: one label for each sample of the batch, as a list, an array or a tensor [B]; or an int,
-            the label of all.
+        labels: see :data:`Labels`.
 
     Raises:
         ValueError: when the network has no labels, or a label is out of range; when called, if the batch has another size.
     """
 
-    def __init__(self, model: Any, labels: Tensor | Sequence[int] | int) -> None:
+    def __init__(self, model: Any, labels: Labels) -> None:
         super().__init__()
         self.model = model
         self.labels = check_labels(labels, said_by(model, "num_classes"))
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.model(x, t, self._labels_for(x))
+        return self.model(x, t, self.labels_for(x))
 
-    def _labels_for(self, x: Tensor) -> Tensor:
+    def labels_for(self, x: Tensor) -> Tensor:
         """The labels on the device of x, to be kept: a copy at every step would make the host wait."""
         if self.labels.ndim and len(self.labels) != len(x):
-            raise ValueError(
-                f"{len(self.labels)} labels for a batch of {len(x)}; give one label for each sample, in their order"
-            )
+            fix = "give one label for each sample, in their order"
+            raise ValueError(f"{len(self.labels)} labels for a batch of {len(x)}; {fix}")
         self.labels = self.labels.to(x.device)
         return self.labels.expand(len(x))
 
@@ -290,18 +302,17 @@ class GuidedDenoiser(LabelledDenoiser):
 
     Args:
         model: called as model(x, t, labels); labels equal to num_classes mean "none".
-        labels: as for :class:`LabelledDenoiser`.
+        labels: see :data:`Labels`.
         scale: finite, at least 0.
 
     Raises:
         ValueError: as :class:`LabelledDenoiser`, for a bad scale, and when the network has no row for "none".
     """
 
-    def __init__(self, model: Any, labels: Tensor | Sequence[int] | int, scale: float) -> None:
+    def __init__(self, model: Any, labels: Labels, scale: float) -> None:
         super().__init__(model, labels)
         self.scale = check_number("the guidance scale", scale, 0, fix="1 means no guidance")
-        self.none = int(said_by(model, "num_classes"))
-        rows = said_by(model, "label_rows")
+        self.none, rows = int(said_by(model, "num_classes")), said_by(model, "label_rows")
         if rows is not None and rows <= self.none:
             raise ValueError(
                 f"guidance asks for the class {self.none} as 'none', but this network has rows 0..{rows - 1}; if its last one "
@@ -309,8 +320,7 @@ class GuidedDenoiser(LabelledDenoiser):
             )
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        labels = self._labels_for(x)
-        none = torch.full_like(labels, self.none)
-        eps = self.model(x.repeat(2, 1, 1, 1), t.repeat(2), torch.cat([none, labels]))
-        unconditional, conditional = eps.chunk(2)
+        labels = self.labels_for(x)
+        asked = torch.cat([torch.full_like(labels, self.none), labels])
+        unconditional, conditional = self.model(x.repeat(2, 1, 1, 1), t.repeat(2), asked).chunk(2)
         return unconditional.lerp(conditional, self.scale)

@@ -1,14 +1,11 @@
-"""Many processes: joining them under `torchrun`, and drawing a run's images in shards, whichever process draws which."""
+"""Many processes: joining them under `torchrun`, and sharing out the images of a run among them."""
 
-import hashlib
-import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,13 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
+from ddimlib.checks import check_int, check_labels, check_number
 from ddimlib.data import to_bytes
 from ddimlib.denoisers import VelocityDenoiser
-from ddimlib.evaluation import weights_digest
-from ddimlib.samplers import Eta, sample
+from ddimlib.provenance import check_settings, model_settings
+from ddimlib.samplers import Clip, Eta, ddim_sigma, sample
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.storage import read_tensors, write_json, write_tensors
-from ddimlib.timesteps import Spacing
+from ddimlib.storage import check_output, locked, read_json, read_tensors, write_json, write_tensors
+from ddimlib.timesteps import Spacing, timesteps
 
 TIMEOUT = timedelta(hours=1)
 """How long a process waits for another that says nothing. One that ends is noticed at once."""
@@ -61,15 +59,16 @@ def process_group(device: str, timeout: timedelta = TIMEOUT) -> Iterator[str]:
     on_gpu = torch.device(device).type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout)
         yield device
     except BaseException as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # this process ends now in any case: let it say why
         if isinstance(error, RuntimeError):
+            reason = str(error).partition("\nException raised from")[0]  # torch appends its C++ frames
             raise RuntimeError(
-                f"{error}\nIf another process ended first, it said why. What is finished is kept; "
+                f"{reason}\nIf another process ended first, it said why. What is finished is kept; "
                 "the same command again continues from it."
             ) from error
         raise
@@ -150,11 +149,10 @@ class SamplingConfig:
         n: number of images.
         steps, eta, spacing, seed, guidance, clip: see :func:`ddimlib.sample`.
         labels: classes to draw, in turn: image i is of class labels[i % len(labels)]. None: the network chooses.
-        batch_size: images at a time, always exactly so many.
-        shard_batches: batches in a shard. A process that is killed loses less than a shard; small ones also share out evenly.
+        batch_size: images at a time, always exactly so many, and images in a file.
 
     Raises:
-        ValueError: when n, batch_size or shard_batches is not positive, or labels is empty.
+        ValueError: when a number is out of its range, or labels is empty.
     """
 
     n: int
@@ -162,24 +160,31 @@ class SamplingConfig:
     eta: Eta = 0.0
     spacing: Spacing = "linspace"
     seed: int = 0
-    labels: list[int] | None = None
+    labels: Sequence[int] | None = None
     guidance: float = 1.0
-    clip: float | None = None
+    clip: Clip = None
     batch_size: int = 64
-    shard_batches: int = 8
 
     def __post_init__(self) -> None:
-        for name in ("n", "batch_size", "shard_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.labels == []:
+        for name in ("n", "steps", "batch_size"):
+            check_int(name, getattr(self, name), 1)
+        check_int("seed", self.seed, 0, 2**32 - 1)
+        if self.labels is not None and len(self.labels) == 0:
             raise ValueError("labels is empty; name at least one class, or pass None")
+        check_number("guidance", self.guidance, 0, fix="1 is none")
+        if self.guidance != 1 and self.labels is None:
+            raise ValueError(f"guidance = {self.guidance} needs labels to guide towards; give labels, or leave it at 1")
+        if self.clip is not None and self.clip != "dynamic":
+            check_number("clip", self.clip, 0, above=True, fix="data in [-1, 1] wants clip = 1")
 
     def shards(self) -> dict[str, range]:
-        """The images of each shard, by the name of its file."""
-        size = self.batch_size * self.shard_batches
-        starts = range(0, self.n, size)
-        return {f"shard-{i:05d}.safetensors": range(k, min(k + size, self.n)) for i, k in enumerate(starts)}
+        """The images of each file, by its name. The last file is full, too: what is past n is not read back."""
+        size = self.batch_size
+        return {f"shard-{i:05d}.safetensors": range(i * size, (i + 1) * size) for i in range(-(-self.n // size))}
+
+    def labels_of(self, images: range) -> Tensor | None:
+        """The classes of these images, int64; None: the network chooses."""
+        return None if self.labels is None else torch.tensor([self.labels[i % len(self.labels)] for i in images])
 
 
 def sample_shards(
@@ -192,17 +197,16 @@ def sample_shards(
 ) -> dict[str, Any]:
     """Draw the images of `config` into `out`, together with the other processes, from where the folder was left.
 
-    A shard is a file `shard-<number>.safetensors` of consecutive images: "images", uint8 [count, C, H, W] in 0..255, which is
-    what programs that measure FID take, and "labels", int64 [count], if classes were asked for. The processes draw the shards
-    that are missing, in turns of one shard each. A shard is written whole or not at all, and the folder is the whole state:
-    whoever starts again, with any number of processes, finds what is there and draws the rest. `manifest.json` is brought up to
-    date after every turn: "settings", "complete", "shards" (file, first, count, sha256), "provenance" (one for each start).
+    Of the files that are missing, process r of R draws every R-th, from the r-th on. A file holds one batch: "images", uint8
+    [batch_size, C, H, W] in 0..255, which is what programs that measure FID take, and "labels", int64 [batch_size], if classes
+    were asked for. It is written whole or not at all, and holds its settings and its place. So the folder is the whole state:
+    whoever starts again, with any number of processes or a larger n, finds what is there and draws the rest.
+    `manifest.json` holds "settings", "n", "complete" and "provenance" (an entry for each start).
 
-    Image i depends on the settings and i alone. Batches start at multiples of batch_size and are always full (the last is
-    filled with images past n, which are dropped), so it is even computed in the same company: with the same device, versions
-    and number of threads, the shards are the same bytes for any number of processes, interrupted or not, and for any n as far
-    as they go. With another batch size, device or number of threads, kernels may round differently: then a byte here and
-    there can be one level off.
+    Image i depends on the settings and i alone. Batches start at multiples of batch_size and are always full, so it is even
+    computed in the same company: with the same device, versions and number of threads, the files are the same bytes for any
+    number of processes, interrupted or not, and for any n as far as they go. With another batch size, device or number of
+    threads, kernels may round differently: then a byte here and there can be one level off.
 
     Args:
         model: a denoiser with `image_shape`; with classes, one called as model(x, t, labels).
@@ -216,32 +220,37 @@ def sample_shards(
         The manifest.
 
     Raises:
-        ValueError: when the folder holds images of another network or other settings, or a shard is damaged; when the processes
-            do not agree on network and settings; when `config` does not suit the network.
+        ValueError: when the folder holds images of another network or other settings, more images, or a damaged file; when the
+            processes do not agree on network and settings; when `config` does not suit the network.
+        OSError: when `out` cannot be written.
         RuntimeError: when another process ended or fell silent.
         FloatingPointError: when the network returns NaN or infinity.
     """
-    out = Path(out)
-    settings = {"weights": weights_digest(model), "shape": list(model.image_shape)} | asdict(config)
+    out, size = Path(out), config.batch_size
+    ddim_sigma(schedule, timesteps(schedule.T, config.steps, config.spacing)[0], 0, config.eta)
+    if config.labels is not None:
+        check_labels(list(config.labels), model.num_classes)
+    settings = model_settings(model, schedule) | {"shape": list(model.image_shape)} | asdict(config)
     if any(other != settings for other in exchange(settings)):
         raise ValueError("the processes differ in network or settings; give all of them the same files and options")
+    del settings["n"]  # a folder may grow
     shards = config.shards()
-    manifest = on_first(lambda: _resume(out, settings, shards, facts | {"processes": world_size()}))
-    entries = manifest["shards"]
-    missing = sorted(shards.keys() - {entry["file"] for entry in entries})
+    missing = on_first(lambda: _resume(out, settings, config, facts | {"processes": world_size()}))
     quiet = not progress or rank() > 0
-    with tqdm(
-        total=config.n, desc="sampling", unit="image", initial=_count(entries), smoothing=0, disable=quiet
-    ) as bar:
-        for turn in range(0, len(missing), world_size()):
-            mine = missing[turn : turn + world_size()][rank() : rank() + 1]  # none, when too few are left for all
-            new = [_draw(model, schedule, config, settings, out / name, shards[name], bar) for name in mine]
-            entries = sorted([*entries, *chain(*exchange(new))], key=lambda entry: entry["first"])
-            manifest |= {"complete": len(entries) == len(shards), "shards": entries}
-            if rank() == 0:
-                write_json(out / MANIFEST, manifest)
-            bar.update(_count(entries) - bar.n)  # with what the others drew meanwhile
-    return manifest
+    done = config.n - min(config.n, size * len(missing))
+    with tqdm(total=config.n, desc="sampling", unit="image", initial=done, smoothing=0, disable=quiet) as bar:
+        for name in missing[rank() :: world_size()]:
+            images, labels = shards[name], config.labels_of(shards[name])
+            drawn = sample(
+                model, schedule, (size, *model.image_shape), config.steps, config.eta, config.spacing, config.seed,
+                labels=labels, guidance=config.guidance, clip=config.clip, batch_size=size, first=images.start,
+            )  # fmt: skip
+            tensors = {"images": to_bytes(drawn).cpu()} | ({} if labels is None else {"labels": labels})
+            write_tensors(out / name, tensors, {"settings": settings, "first": images.start})
+            bar.update(min(size * world_size(), config.n - bar.n))
+        exchange(None)  # all have drawn their part
+        bar.update(config.n - bar.n)
+    return on_first(lambda: _write_manifest(out, settings, config.n, complete=True))
 
 
 def load_samples(folder: str | Path) -> tuple[Tensor, Tensor | None]:
@@ -251,103 +260,68 @@ def load_samples(folder: str | Path) -> tuple[Tensor, Tensor | None]:
         images, uint8 [n, C, H, W] in 0..255, and labels, int64 [n], or None.
 
     Raises:
-        FileNotFoundError: when there is no manifest, or a shard is gone.
-        ValueError: when the run is not complete, or a shard is not what the manifest says.
+        FileNotFoundError: when there is no manifest, or a file is gone.
+        ValueError: when the run is not complete, or a file is not what it should be.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
-    if not manifest:
-        raise FileNotFoundError(f"no file {folder / MANIFEST}; `sample --out {folder}` writes it")
-    if not manifest["complete"]:
+    if not (folder / MANIFEST).exists():
+        raise FileNotFoundError(f"no file {folder / MANIFEST}; `ddimlib sample --out {folder}` writes it")
+    manifest = read_json(folder / MANIFEST)
+    if not manifest.get("complete"):
         raise ValueError(f"the run in {folder} is not complete; start its command again to draw the rest")
-    for entry in manifest["shards"]:
-        _check_digest(folder / entry["file"], entry["sha256"])
-    shards = [read_tensors(folder / entry["file"])[0] for entry in manifest["shards"]]
-    labels = torch.cat([shard["labels"] for shard in shards]) if "labels" in shards[0] else None
-    return torch.cat([shard["images"] for shard in shards]), labels
+    try:
+        settings = manifest["settings"]
+        config = SamplingConfig(manifest["n"], **{f.name: settings[f.name] for f in fields(SamplingConfig)[1:]})
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{folder / MANIFEST} does not describe a run of images ({error!r}); restore it") from error
+    shards = [_read_shard(folder / name, settings, config, images) for name, images in config.shards().items()]
+    labels = None if config.labels is None else torch.cat([shard["labels"] for shard in shards])[: config.n]
+    return torch.cat([shard["images"] for shard in shards])[: config.n], labels
 
 
-def _draw(
-    model: VelocityDenoiser,
-    schedule: NoiseSchedule,
-    config: SamplingConfig,
-    settings: dict[str, Any],
-    path: Path,
-    wanted: range,
-    bar: tqdm,
+def _read_shard(path: Path, settings: dict[str, Any], config: SamplingConfig, images: range) -> dict[str, Tensor]:
+    """The tensors of one file, of which nothing is believed: neither number and place nor settings, shapes and labels."""
+    try:
+        tensors, facts = read_tensors(path)
+        check_settings(path, facts.get("settings"), settings)
+        labels = config.labels_of(images)
+        shape = (len(images), *settings["shape"])
+        if facts.get("first") != images.start or "images" not in tensors or tensors["images"].shape != shape:
+            raise ValueError(f"{path} does not hold the images {images.start} to {images.stop - 1} of this run")
+        if tensors["images"].dtype != torch.uint8 or (
+            labels is not None and not torch.equal(tensors["labels"], labels)
+        ):
+            raise ValueError(f"{path} holds other labels or numbers than this run draws")
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{error}. If you remove the file, this run's command draws it again") from error
+    return tensors
+
+
+def _resume(out: Path, settings: dict[str, Any], config: SamplingConfig, facts: dict[str, Any]) -> list[str]:
+    """The names of the files that are missing in the folder; those that are there are checked."""
+    check_output(out, folder=True)
+    manifest = read_json(out / MANIFEST) if (out / MANIFEST).exists() else {}
+    if manifest:
+        check_settings(out / MANIFEST, manifest.get("settings"), settings)
+        if manifest.get("n", 0) > config.n:
+            raise ValueError(f"{out} holds n = {manifest['n']} images, more than {config.n}; choose another folder")
+    missing = []
+    for name, images in config.shards().items():
+        if (out / name).exists():
+            _read_shard(out / name, settings, config, images)
+        else:
+            missing.append(name)
+    if missing or not manifest:
+        _write_manifest(out, settings, config.n, not missing, facts)
+    return missing
+
+
+def _write_manifest(
+    out: Path, settings: dict[str, Any], n: int, complete: bool, facts: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Draw the images `wanted` and write them as one shard; returns its entry in the manifest."""
-    classes = None if config.labels is None else torch.tensor(config.labels)
-    images, labels = [], []
-    for start in wanted[:: config.batch_size]:
-        batch = torch.arange(start, start + config.batch_size)  # full, even where fewer are wanted
-        chosen = None if classes is None else classes[batch % len(classes)]
-        drawn = sample(
-            model, schedule, (len(batch), *model.image_shape), config.steps, config.eta, config.spacing, config.seed,
-            labels=chosen, guidance=config.guidance, clip=config.clip, batch_size=len(batch), first=start,
-        )  # fmt: skip
-        images.append(to_bytes(drawn).cpu())
-        labels += [] if chosen is None else [chosen]
-        bar.update(min(len(batch), wanted.stop - start))
-    parts = {"images": images} | ({"labels": labels} if labels else {})
-    tensors = {name: torch.cat(values)[: len(wanted)] for name, values in parts.items()}
-    write_tensors(path, tensors, {"settings": settings, "first": wanted.start})
-    return _entry(path, wanted)
-
-
-def _resume(out: Path, settings: dict[str, Any], shards: dict[str, range], facts: dict[str, Any]) -> dict[str, Any]:
-    """The manifest of what the folder holds already, each shard checked; written if there is any."""
-    manifest = _read_manifest(out)
-    _check_settings(out / MANIFEST, manifest.get("settings", settings), settings)
-    listed = {entry["file"]: entry["sha256"] for entry in manifest.get("shards", [])}
-    for pattern in (".shard-*.tmp", f".{MANIFEST}.*.tmp"):
-        for half_written in out.glob(pattern):  # by a process that was killed
-            half_written.unlink()
-    entries = []
-    for name, images in shards.items():
-        path = out / name
-        if path.exists():
-            if name in listed:  # else it was written after the last manifest
-                _check_digest(path, listed[name])
-            _check_settings(path, read_tensors(path)[1].get("settings"), settings)
-            entries.append(_entry(path, images))
-    complete = len(entries) == len(shards)
-    starts = manifest.get("provenance", []) + ([] if complete else [facts])
-    manifest = {"settings": settings, "complete": complete, "shards": entries, "provenance": starts}
-    if entries:
+    with locked(out / MANIFEST):
+        starts = read_json(out / MANIFEST).get("provenance", []) if (out / MANIFEST).exists() else []
+        starts += [] if facts is None else [facts]
+        manifest = {"settings": settings, "n": n, "complete": complete, "provenance": starts}
         write_json(out / MANIFEST, manifest)
     return manifest
-
-
-def _read_manifest(out: Path) -> dict[str, Any]:
-    path = out / MANIFEST
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _entry(path: Path, images: range) -> dict[str, Any]:
-    return {"file": path.name, "first": images.start, "count": len(images), "sha256": _digest(path)}
-
-
-def _count(entries: list[dict[str, Any]]) -> int:
-    return sum(entry["count"] for entry in entries)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _check_digest(path: Path, listed: str) -> None:
-    if _digest(path) != listed:
-        raise ValueError(
-            f"{path} is not the file that {MANIFEST} lists; remove it, and the run's command draws it again"
-        )
-
-
-def _check_settings(path: Path, found: Any, settings: dict[str, Any]) -> None:
-    if found == settings:
-        return
-    theirs = found if isinstance(found, dict) else {}
-    named = [f"{k} = {theirs.get(k)!r}, not {v!r}" for k, v in settings.items() if k not in theirs or theirs[k] != v]
-    raise ValueError(
-        f"{path} belongs to a run with other settings ({'; '.join(named)}); repeat that run's options, or choose another folder"
-    )

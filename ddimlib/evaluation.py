@@ -1,23 +1,21 @@
-"""Tables measured on a trained network, with their provenance: quality against steps and η, and the round trip."""
+"""Tables measured on a trained network, with their provenance: quality against steps and η."""
 
-import hashlib
-import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ddimlib.acceleration import accelerate
-from ddimlib.denoisers import LabelledDenoiser, VelocityDenoiser
-from ddimlib.inversion import invert
+from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.metrics import InceptionDistance, Judge
-from ddimlib.samplers import Eta, ddim, sample
+from ddimlib.provenance import check_settings, model_settings
+from ddimlib.samplers import Eta, ddim_sigma, sample
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.storage import write_json
+from ddimlib.storage import check_output, locked, read_json, write_json
 from ddimlib.timesteps import Spacing, timesteps
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,19 +35,7 @@ def load_results(name: str) -> dict[str, Any]:
         raise ValueError(
             f"no results {name!r}; shipped are: {', '.join(sorted(p.stem for p in RESULTS.glob('*.json')))}"
         )
-    return json.loads(path.read_text())
-
-
-def weights_digest(model: torch.nn.Module) -> str:
-    """First 16 hexadecimal digits of the SHA-256 of all weights: which network a table belongs to."""
-    return _digest(model.state_dict())
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return read_json(path)
 
 
 def evaluation_labels(n: int, num_classes: int) -> Tensor:
@@ -92,22 +78,33 @@ def evaluate(
         bf16, compile: see :func:`ddimlib.accelerate`, which on a GPU captures a CUDA graph, too. The judge stays in float32.
 
     Returns:
-        The table: "settings", "judge", "provenance", and "rows" of steps, eta, accuracy (in [0, 1]), frechet, fid (with
-        `inception`), seconds.
+        The table: "settings", "judge", "provenance", and "rows" of steps, eta, accuracy (in [0, 1]; None for a network without
+        classes), frechet, fid (with `inception`), seconds.
 
     Raises:
-        ValueError: when the file at `out` belongs to another network or other settings.
+        ValueError: before the first image, when an argument is out of range, the judge knows other classes than the network, or
+            the file at `out` belongs to another network, another judge or other settings.
+        OSError: before the first image, when `out` cannot be written.
     """
-    settings = {
-        "weights": weights_digest(model), "samples": n, "spacing": spacing, "guidance": guidance, "seed": seed,
+    if n < 2 or batch_size < 1:
+        raise ValueError(f"n must be at least 2 and batch_size at least 1, got {n} and {batch_size}")
+    for S in steps:
+        for eta in etas:
+            ddim_sigma(schedule, timesteps(schedule.T, S, spacing)[0], 0, eta)
+    theirs = judge.facts.get("num_classes", model.num_classes)
+    if model.num_classes is not None and theirs != model.num_classes:
+        raise ValueError(
+            f"the judge knows {theirs} classes, the network {model.num_classes}; take the judge of its data"
+        )
+    settings = model_settings(model, schedule) | {
+        "samples": n, "spacing": spacing, "guidance": guidance, "seed": seed, "judge": judge.digest(),
     }  # fmt: skip
     settings |= {"bf16": True} if bf16 else {}
-    settings |= {"fid_real_images": inception.real_images} if inception else {}
-    table = {"settings": settings, "judge": judge.facts} | begin_or_continue(out, settings, facts)
-    done = {(row["steps"], row["eta"]) for row in table["rows"]}
-    labels = evaluation_labels(n, model.num_classes or 1)
+    settings |= inception.settings if inception else {}
+    table = open_table(out, settings, facts, judge=judge.facts)
+    labels = None if model.num_classes is None else evaluation_labels(n, model.num_classes)
     network = accelerate(model, bf16=bf16, compile=compile)
-    for S, eta in ((S, eta) for S in steps for eta in etas if (S, eta) not in done):
+    for S, eta in missing_rows(table, steps=steps, eta=etas):
         begin = time.perf_counter()
         images = sample(
             network, schedule, (n, *model.image_shape), S, eta, spacing, seed,
@@ -117,82 +114,12 @@ def evaluate(
         row = {
             "steps": S,
             "eta": eta,
-            "accuracy": round(judge.accuracy(images, labels), 4),
+            "accuracy": None if labels is None else round(judge.accuracy(images, labels), 4),
             "frechet": round(judge.frechet_distance(images), 4),
             **({"fid": round(inception(images), 3)} if inception else {}),
             "seconds": round(seconds, 1),
         }
-        table["rows"].append(row)
-        write_json(out, table)
-    return table
-
-
-def reconstruct(
-    model: VelocityDenoiser,
-    schedule: NoiseSchedule,
-    images: Tensor,
-    labels: Tensor,
-    steps: Sequence[int],
-    iterations: Sequence[int],
-    out: Path,
-    facts: dict[str, Any],
-    spacing: Spacing = "quadratic",
-    batch_size: int = 100,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Encode and decode real images for every pair (S, iterations), and measure the round trip.
-
-    The measure is the one of Song et al. 2021, table 2: the mean square error of a pixel, for pixels in [0, 1]. Written
-    and continued row by row as in :func:`evaluate`.
-
-    Args:
-        model, schedule: a network with labels, and its schedule.
-        images, labels: [N, C, H, W] in [-1, 1], and int64 [N].
-        steps, iterations: the rows are their product; 0 iterations is the explicit inverse, see :func:`ddimlib.invert`.
-        out, facts: the JSON file, and provenance, as in :func:`evaluate`.
-        spacing: see :func:`ddimlib.timesteps`; the paper's for CIFAR-10 is quadratic.
-        batch_size: images at a time.
-        progress: show a progress bar for each row.
-
-    Returns:
-        The table: "settings", "provenance", and "rows" of steps, iterations, mse (pixels in [0, 1]), norm (of a code, on
-        average; √(C H W) for noise), residual (the largest of all; null when explicit), seconds.
-
-    Raises:
-        ValueError: when the file at `out` belongs to another network, other images or another spacing.
-    """
-    settings = {
-        "weights": weights_digest(model), "images": _digest({"images": images, "labels": labels}),
-        "samples": len(images), "spacing": spacing,
-    }  # fmt: skip
-    table = {"settings": settings} | begin_or_continue(out, settings, facts)
-    done = {(row["steps"], row["iterations"]) for row in table["rows"]}
-    device = next(model.parameters()).device
-    for S, k in ((S, k) for S in steps for k in iterations if (S, k) not in done):
-        visited, begin = timesteps(schedule.T, S, spacing), time.perf_counter()
-        residuals: list[float] = []
-        squares = norms = 0.0
-        batches = list(zip(images.split(batch_size), labels.split(batch_size), strict=True))
-        with tqdm(total=len(batches) * 2 * S, disable=not progress, desc=f"S = {S}, {k} iterations") as bar:
-            for part, asked in batches:
-                x_0, denoiser = part.to(device), LabelledDenoiser(model, asked)
-                code = again = x_0
-                for code in invert(denoiser, schedule, x_0, visited, k, residuals):  # noqa: B007, the last one is kept
-                    bar.update()
-                for again in ddim(denoiser, schedule, code, visited):  # noqa: B007
-                    bar.update()
-                norms += float(code.flatten(1).norm(dim=1).double().sum())
-                squares += float(((again - x_0) / 2).square().double().sum())
-        row = {
-            "steps": S,
-            "iterations": k,
-            "mse": float(f"{squares / images.numel():.3g}"),
-            "norm": round(norms / len(images), 2),
-            "residual": float(f"{max(residuals):.2g}") if k else None,
-            "seconds": round(time.perf_counter() - begin, 1),
-        }
-        table["rows"].append(row)
-        write_json(out, table)
+        add_row(out, table, row, ("steps", "eta"))
     return table
 
 
@@ -203,18 +130,44 @@ def print_provenance(table: dict[str, Any]) -> None:
         print(f"device   {facts['device']}, torch {facts['torch']}, {facts['date']}")
 
 
-def begin_or_continue(out: Path, settings: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    """Rows and provenance of the table at `out`, with `facts` added: what an interrupted command goes on with.
+# --- tables that grow row by row -------------------------------------------------------------------------------------
+
+
+def open_table(out: Path, settings: dict[str, Any], facts: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """The table at `out`, or an empty one, with `facts` joining its provenance: what a command goes on with.
 
     Raises:
-        ValueError: when the table there was made with other settings.
+        ValueError: when the file there is no table, or one that was made with other settings.
+        OSError: when the file cannot be written.
     """
+    check_output(out)
+    table = {"settings": settings, **more, "provenance": [facts], "rows": []}
+    _merge(out, table)
+    return table
+
+
+def missing_rows(table: dict[str, Any], **wanted: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """All combinations of the values of the named columns that are not among the rows, each once."""
+    done = {tuple(row[name] for name in wanted) for row in table["rows"]}
+    return [values for values in dict.fromkeys(product(*wanted.values())) if values not in done]
+
+
+def add_row(out: Path, table: dict[str, Any], row: dict[str, Any], names: Sequence[str]) -> None:
+    """Add a row to the table and to its file, together with the rows that other commands have added there meanwhile."""
+    with locked(out):
+        _merge(out, table)
+        if not any(all(other[name] == row[name] for name in names) for other in table["rows"]):
+            table["rows"].append(row)
+        write_json(out, table)
+
+
+def _merge(out: Path, table: dict[str, Any]) -> None:
+    """Take over what the file at `out` holds."""
     if not out.exists():
-        return {"provenance": [facts], "rows": []}
-    found = json.loads(out.read_text())
-    if found.get("settings") != settings:
-        raise ValueError(
-            f"{out} holds a table made with {found.get('settings')}, not with {settings}; "
-            "choose another file, or remove that one"
-        )
-    return {"provenance": [f for f in found["provenance"] if f != facts] + [facts], "rows": found["rows"]}
+        return
+    found = read_json(out)
+    check_settings(out, found.get("settings"), table["settings"])
+    if not (isinstance(found.get("rows"), list) and isinstance(found.get("provenance"), list)):
+        raise ValueError(f"{out} holds no table: it lacks rows or provenance; choose another file, or remove that one")
+    table["provenance"] = [f for f in found["provenance"] if f not in table["provenance"]] + table["provenance"]
+    table["rows"] = found["rows"]

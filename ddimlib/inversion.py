@@ -1,7 +1,7 @@
 """Running DDIM backwards: from an image to the noise that would have produced it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from torch import Tensor
 
@@ -9,18 +9,13 @@ from ddimlib.checks import check_images, check_int
 from ddimlib.denoisers import Asked, Denoiser, check_model
 from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.timesteps import check_timesteps
+from ddimlib.timesteps import Steps, check_timesteps
 
 
 def invert(
-    model: Denoiser,
-    schedule: NoiseSchedule,
-    x_0: Tensor,
-    steps: int | Sequence[int],
-    iterations: int = 0,
-    residuals: list[float] | None = None,
-    differentiable: bool = False,
-) -> Iterator[Tensor]:
+    model: Denoiser, schedule: NoiseSchedule, x_0: Tensor, steps: Steps, iterations: int = 0,
+    residuals: list[float] | None = None, differentiable: bool = False,
+) -> Iterator[Tensor]:  # fmt: skip
     """Encode an image: walk the sampler's pairs in reverse, (0, τ_1), …, (τ_{S-1}, τ_S), yielding each state.
 
     A DDIM step with η = 0 keeps ε and x̂_0. With ε given, the step from s to t therefore undoes the step from t to s; but the
@@ -50,15 +45,15 @@ def invert(
         ValueError: before the first evaluation, for bad steps, a negative `iterations`, or an x_0 that is no image; and for a
             step to ᾱ_T = 0, where nothing of the image is left to come back from.
     """
-    check_model(model, schedule)
     check_images("x_0", x_0)
+    check_model(model, schedule)
+    asked = Asked(model, x_0, differentiable)
     steps = check_timesteps(schedule.T, steps)
     schedule.check_noise_is_known(steps[0])
     iterations = check_int("iterations", iterations, 0, fix="0 is the explicit inverse")
-    asked = Asked(model, differentiable)
 
     def walk() -> Iterator[Tensor]:
-        x_s = x_0 if differentiable else x_0.detach()
+        x_s = asked.start
         ascending = steps[::-1]
         for s, t in zip([0, *ascending], ascending, strict=False):
             x_t = ddim_step(schedule, x_s, asked(x_s, t), s, t)

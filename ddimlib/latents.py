@@ -1,6 +1,7 @@
 """Noise as an input: one seed for each sample, every source a sampler accepts, and paths between two latents."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Union
 
 import numpy as np
@@ -28,18 +29,15 @@ def sample_seeds(seed: int, n: int, start: int = 0) -> list[int]:
 
 
 class SeededNoise:
-    """A source of Gaussian noise with a generator of its own for each sample.
+    """A source of Gaussian noise with a generator of its own for each sample; seeds are in 0..2⁶⁴-1.
 
     What sample i receives depends on its seed alone: not on the batch around it, on its place there, on the device, on the
     dtype or on torch's defaults. (`torch.randn(3)` is not the head of `torch.randn(64, 3)`, and float64 draws differ from
-    float32 ones.) Drawn on the CPU in float32. From seed to images:
+    float32 ones.) Drawn on the CPU in float32. From seed to images::
 
         noise = SeededNoise.from_seed(3, n=10)
         x_T = noise.initial(model.image_shape)
         images = last(ddim(model, schedule, x_T, 50, eta=1.0, noise=noise))
-
-    Args:
-        seeds: one for each sample, in 0..2⁶⁴-1.
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
@@ -59,37 +57,25 @@ class SeededNoise:
         return len(self._generators)
 
     def initial(self, shape: Sequence[int]) -> Tensor:
-        """x_T, the first draw: float32 [B, *shape] on the CPU. Winds the generators back first, so it is the same each time.
-
-        What is drawn afterwards, by a sampler that is given this source, is independent of it.
-        """
+        """x_T, the first draw, independent of those that follow. Winds the generators back, so it is the same each time."""
         for seed, generator in zip(self._seeds, self._generators, strict=True):
             generator.manual_seed(seed)
         return self.draw(shape)
 
     def draw(self, shape: Sequence[int]) -> Tensor:
-        """The next N(0, I) draw, one for each sample: float32 [B, *shape] on the CPU."""
+        """The next N(0, I) draw, one for each sample: float32 on the CPU, [B, …] with `shape` for each."""
         size = [check_int("each entry of shape", n, 1) for n in shape]
-        if not self._generators:
-            return torch.empty(0, *size, dtype=torch.float32, device="cpu")
-        return torch.stack(
-            [torch.randn(size, generator=g, dtype=torch.float32, device="cpu") for g in self._generators]
-        )
+        draws = [torch.randn(size, generator=g, dtype=torch.float32, device="cpu") for g in self._generators]
+        return torch.stack(draws) if draws else torch.empty(0, *size, dtype=torch.float32, device="cpu")
 
     def check_batch(self, like: Tensor) -> None:
         """Raise ValueError unless `like` [B, …] has one sample for each seed."""
         if len(like) != len(self):
-            raise ValueError(
-                f"this noise has {len(self)} seeds, but the batch has {len(like)} samples; use "
-                f"SeededNoise.from_seed(seed, n={len(like)})"
-            )
+            fix = f"use SeededNoise.from_seed(seed, n={len(like)})"
+            raise ValueError(f"this noise has {len(self)} seeds, but the batch has {len(like)} samples; {fix}")
 
     def __call__(self, like: Tensor) -> Tensor:
-        """The next draw with the shape, dtype and device of `like` [B, …].
-
-        Raises:
-            ValueError: when the batch does not have one sample for each seed, or is not floating point.
-        """
+        """The next draw with the shape, floating dtype and device of `like` [B, …], which has one sample for each seed."""
         check_floats("like", like)
         self.check_batch(like)
         noise = self.draw(like.shape[1:]).to(like.dtype)
@@ -99,41 +85,34 @@ class SeededNoise:
 
 
 Noise = Union[None, int, torch.Generator, Tensor, SeededNoise, Callable[[Tensor], Tensor]]  # noqa: UP007, one is a string
-"""Step noise: None (drawn from torch's generator), a seed, a generator, a tensor [S, B, C, H, W], a :class:`SeededNoise`, or
-any source that is called with the state it must match."""
+"""Step noise, as one of None (drawn from torch's generator), a seed, a generator, a tensor [S, B, C, H, W], a
+:class:`SeededNoise`, or any source that is called with the state it must match. A seed stands for what
+`SeededNoise.from_seed(seed, B)` has left after `initial`, so it never repeats the x_T of the same seed."""
 
 
-def noise_source(noise: Noise, x_T: Tensor, count: int) -> Callable[[int, Tensor], Tensor]:
-    """What the i-th of `count` steps calls for its noise, as source(i, x). A seed stands for the noise that
-    `SeededNoise.from_seed(seed, B)` has left after `initial`, so that it never repeats the x_T of the same seed.
+def noise_source(noise: Any, x_T: Tensor, count: int) -> Callable[[int, Tensor], Tensor]:
+    """What the i-th of `count` steps calls for its noise, as source(i, x).
 
     Raises:
-        ValueError: when the noise does not fit x_T [B, C, H, W] or is not finite; KindError, when it is none of these.
+        ValueError: when the noise does not fit x_T [B, C, H, W] or is not finite; KindError, when it is no :data:`Noise`.
     """
     if noise is None:
         return lambda i, x: torch.randn_like(x)
     if isinstance(noise, torch.Generator):
-        generator = noise
-
-        def drawn(i: int, x: Tensor) -> Tensor:
-            z = torch.randn(x.shape, generator=generator, dtype=torch.float32, device=generator.device)
-            return z.to(x.dtype).to(x.device)
-
-        return drawn
+        draw = partial(torch.randn, generator=noise, dtype=torch.float32, device=noise.device)
+        return lambda i, x: draw(x.shape).to(x.dtype).to(x.device)
     if isinstance(noise, Tensor):
         if noise.shape != (count, *x_T.shape):
             raise ValueError(f"step noise must be [S, B, C, H, W] = {(count, *x_T.shape)}, got {tuple(noise.shape)}")
         check_finite("noise", noise, ndim=None)
-        given = noise
-        return lambda i, x: given[i].to(x.dtype).to(x.device)  # in this order: some devices have no float64
+        return lambda i, x: noise[i].to(x.dtype).to(x.device)  # in this order: some devices have no float64
     if not callable(noise):
-        fix = "None, a seed, a torch.Generator, a tensor [S, B, C, H, W], a SeededNoise, or a function of the state"
+        fix = "or None, a torch.Generator, a tensor [S, B, C, H, W], a SeededNoise, or a function of the state"
         noise = SeededNoise.from_seed(check_int("noise", noise, 0, MOST_SEEDS - 1, fix), len(x_T))
         noise.initial(x_T.shape[1:])
     if isinstance(noise, SeededNoise):
         noise.check_batch(x_T)
-    source = noise
-    return lambda i, x: source(x)
+    return lambda i, x: noise(x)
 
 
 def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
@@ -143,30 +122,24 @@ def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     chapter 8).
 
     Args:
-        a, b: [B, …], floating point, same shape.
+        a, b: [B, …], floating point, finite, same shape.
         weight: w, finite; in [0, 1] between a and b.
-
-    Raises:
-        ValueError: when the shapes differ, or a, b or the weight is not finite.
     """
-    return torch.lerp(*_ends(a, b), _weight(weight))
+    return torch.lerp(a, b, _check_path(a, b, weight))
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """The great-circle path: sin((1-w)ω)/sin ω · a + sin(wω)/sin ω · b, ω the angle between a and b.
+    """The great-circle path: sin((1-w)ω)/sin ω · a + sin(wω)/sin ω · b, ω the angle between a and b, one for each sample.
 
     Source: Shoemake 1985; Song et al. 2021, appendix D.5; the book, chapter 8. Keeps the norm of two latents of equal norm.
 
     Args:
-        a, b: [B, …], floating point, same shape; each sample has an angle of its own.
-        weight: w, finite; in [0, 1] between a and b.
+        a, b, weight: as for :func:`lerp`.
 
     Raises:
-        ValueError: as :func:`lerp`, and when a or b is 0 (no direction), or they point in opposite directions (no unique
-            path).
+        ValueError: as :func:`lerp`, and when a or b is 0 (no direction), or they point in opposite directions (no unique path).
     """
-    a, b = _ends(a, b)
-    weight = _weight(weight)
+    weight = _check_path(a, b, weight)
     flat_a, flat_b = (x.flatten(1).cpu().double() for x in (a, b))  # on the host: some devices have no float64
     norms = flat_a.norm(dim=1) * flat_b.norm(dim=1)
     if not (norms > 0).all():
@@ -181,12 +154,8 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     return (w_a[:, None] * flat_a + w_b[:, None] * flat_b).reshape(a.shape).to(a.dtype).to(a.device)
 
 
-def _ends(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    for name, x in (("a", a), ("b", b)):
-        check_finite(name, x, ndim=None)
+def _check_path(a: Tensor, b: Tensor, weight: float) -> float:
+    check_finite("a", a, ndim=None)
+    check_finite("b", b, ndim=None)
     check_same_shape("a", a, "b", b)
-    return a, b
-
-
-def _weight(weight: Any) -> float:
     return check_number("the weight", weight, fix="0 is a and 1 is b; for a path, call once for each weight")

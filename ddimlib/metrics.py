@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ddimlib.checks import check_images
 from ddimlib.data import DATASETS, PRETRAINED, load_dataset, to_bytes, to_model_range
-from ddimlib.storage import read_tensors, write_tensors
+from ddimlib.storage import check_tensors, digest, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -157,18 +158,34 @@ class Judge:
             FileNotFoundError: when there is no such file.
             ValueError: when the file is damaged, or does not hold a judge.
         """
-        path = name if name.endswith(".safetensors") else PRETRAINED / f"{name}-classifier.safetensors"
-        if name in DATASETS and not Path(path).exists():
-            raise FileNotFoundError(f"no judge of {name} is shipped; `python -m ddimlib judge {name}` makes one")
+        path = Path(name) if name.endswith(".safetensors") else PRETRAINED / f"{name}-classifier.safetensors"
+        if name in DATASETS and not path.exists():
+            raise FileNotFoundError(f"no judge of {name} is shipped; `ddimlib judge {name}` makes one")
         tensors, facts = read_tensors(path)
         if "floor" not in facts:
             raise ValueError(
                 f"{path} was written by ddimlib but holds no judge; did you mean the file of a classifier?"
             )
-        classifier = JUDGES[facts.get("kind", "small")].network(facts["channels"], facts["num_classes"])
-        reference = {k: v for k, v in tensors.items() if k.startswith("real_")}
-        classifier.load_state_dict({k: v for k, v in tensors.items() if k not in reference})
+        try:
+            classifier = JUDGES[facts.get("kind", "small")].network(facts["channels"], facts["num_classes"])
+            reference = {k: v for k, v in tensors.items() if k.startswith("real_")}
+            weights = {k: v for k, v in tensors.items() if k not in reference}
+            dtype = getattr(torch, facts.get("stored_as", "float32"))
+            check_tensors(path, weights, classifier.state_dict(), dtype)
+            size = classifier.num_features
+            check_tensors(path, reference, {
+                "real_features_sum": torch.empty(size, dtype=torch.float64),
+                "real_features_cov_sum": torch.empty(size, size, dtype=torch.float64),
+                "real_features_num_samples": torch.empty((), dtype=torch.int64),
+            }, None)  # fmt: skip
+            classifier.load_state_dict(weights)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(f"{path} holds no judge that can be built ({error}); fetch or make it again") from error
         return cls(classifier, reference, facts, device)
+
+    def digest(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of classifier and reference: which judge a table belongs to."""
+        return digest(self.classifier.state_dict() | self.reference_state())[:16]
 
     def save(self, path: str | Path) -> None:
         """Write classifier, reference and facts to one safetensors file."""
@@ -180,20 +197,26 @@ class Judge:
     @torch.no_grad()
     def observe_real(self, images: Tensor) -> None:
         """Add real images, [N, C, H, W] in [-1, 1], to the reference."""
+        check_images("images", images)
         for part in images.split(500):
             self._metric.update(part, real=True)
 
     def reference_state(self) -> dict[str, Tensor]:
         """Sums over the features of the real images: enough for the Fréchet distance, and far smaller than they are."""
+        if self._reference is not None and "_metric" not in self.__dict__:
+            return self._reference
         return {k: v for k, v in self._metric.state_dict().items() if k.startswith("real_")}
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """The most likely class of each image, int64 [N]."""
+        """The most likely class of each image, [N, C, H, W] in [-1, 1]: int64 [N]."""
+        check_images("images", images)
         return torch.cat([self.classifier(part.to(self.device)).argmax(1).cpu() for part in images.split(500)])
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Share of the images, in [0, 1], that are recognised as their label."""
+        """Share of the images, in [0, 1], that are recognised as their label, int64 [N]."""
+        if labels.shape != (len(images),):
+            raise ValueError(f"{len(images)} images need as many labels, got shape {tuple(labels.shape)}")
         return float((self.predict(images) == labels.cpu()).double().mean())
 
     @torch.no_grad()
@@ -206,6 +229,7 @@ class Judge:
         Raises:
             ValueError: with fewer than 2 images.
         """
+        check_images("images", images)
         if len(images) < 2:
             raise ValueError(f"a Fréchet distance needs at least 2 images, got {len(images)}")
         self._metric.reset()
@@ -245,7 +269,7 @@ class InceptionDistance:
             ) from error
         num_features = len(self.metric.real_features_sum)
         self.metric.inception = FeatureExtractor(self.metric.inception.to(device).eval(), num_features, device)
-        self.real_images = len(real)
+        self.settings = {"fid_real_images": len(real), "fid_real": digest({"images": real})[:16]}
         self._update(real, real=True)
 
     def __call__(self, images: Tensor) -> float:
@@ -297,29 +321,27 @@ JUDGES = {
 }  # fmt: skip
 """By name: "small" judges grey images, "residual" colour."""
 
+LEAST_STEPS = 600
+"""A judge of few images is trained for more epochs, to so many steps."""
 
-def augmented(x: Tensor, shift: int, flip: bool, hole: int) -> Tensor:
-    """Each image shifted, mirrored and cut out at random, see :class:`JudgeRecipe`; borders are filled by reflection.
+
+def augmented(x: Tensor, shift: int, flip: bool, hole: int, group: int = 8) -> Tensor:
+    """Images shifted, mirrored and cut out at random, see :class:`JudgeRecipe`; borders are filled by reflection.
 
     Args:
         x: [B, C, H, W] in [-1, 1].
+        group: so many images share a draw.
     """
-    n, _, height, width = x.shape
-    offset = torch.randint(0, 2 * shift + 1, (2, n, 1), device=x.device)
-    rows = offset[0] + torch.arange(height, device=x.device)
-    columns = offset[1] + torch.arange(width, device=x.device)
-    if flip:
-        columns = torch.where(torch.rand(n, 1, device=x.device) < 0.5, columns.flip(1), columns)
-    image = torch.arange(n, device=x.device)[:, None, None]
-    padded = F.pad(x, (shift, shift, shift, shift), mode="reflect").permute(0, 2, 3, 1)
-    x = padded[image, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-    if hole:
-        top = torch.randint(1 - hole, height, (n, 1), device=x.device)
-        left = torch.randint(1 - hole, width, (n, 1), device=x.device)
-        row, column = torch.arange(height, device=x.device), torch.arange(width, device=x.device)
-        inside_rows, inside_columns = (row >= top) & (row < top + hole), (column >= left) & (column < left + hole)
-        x = x.masked_fill((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0)
-    return x
+    from torchvision.transforms import v2
+
+    height, width = x.shape[2:]
+    area = hole**2 / (height * width)
+    transform = v2.Compose([
+        v2.RandomCrop((height, width), padding=shift, padding_mode="reflect"),
+        v2.RandomHorizontalFlip(0.5 if flip else 0.0),
+        v2.RandomErasing(1.0 if hole else 0.0, scale=(area, area), ratio=(1.0, 1.0)),
+    ])  # fmt: skip
+    return torch.cat([transform(part) for part in x.split(group)])
 
 
 def train_classifier(
@@ -334,18 +356,32 @@ def train_classifier(
 
     Args:
         name, root: see :func:`ddimlib.data.load_dataset`. Colour images are judged by a :class:`ResidualClassifier`.
-        epochs: passes over the training images; by default, those of :data:`JUDGES`.
+        epochs: passes over the training images; by default those of :data:`JUDGES`, or as many more as make 600 steps.
         seed: of the weights, the order and the distortions.
         progress: show a progress bar.
         device: where to train.
+
+    Raises:
+        ValueError: when the images have no classes, or one only, or an odd height or width; when the classifier ends no better
+            than one that always names the most frequent class, so that it could judge nothing.
     """
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs must be at least 1, got {epochs}")
     images, labels = load_dataset(name, root, train=True)
     test_images, test_labels = load_dataset(name, root, train=False)
-    channels, num_classes = images.shape[1], int(labels.max()) + 1
+    if labels is None or test_labels is None or int(labels.max()) < 1:
+        raise ValueError(f"a judge tells classes apart, and {name} has no two; sort its images into a folder per class")
+    (channels, *size), num_classes = images.shape[1:], int(labels.max()) + 1
+    if any(side % 2 or side < 8 for side in size):
+        raise ValueError(
+            f"a judge needs an even height and width of 8 or more, got {size[0]}×{size[1]}; resize the images"
+        )
     kind = "small" if channels == 1 else "residual"
     recipe = JUDGES[kind]
-    epochs, batch_size = epochs or recipe.epochs, min(recipe.batch_size, len(images))
-    steps = epochs * (len(images) // batch_size)
+    batch_size = min(recipe.batch_size, max(2, len(images) // 4))
+    per_epoch = len(images) // batch_size
+    epochs = epochs or max(recipe.epochs, -(-LEAST_STEPS // per_epoch))
+    steps = epochs * per_epoch
     device = torch.device(device)
     images, labels = images.to(device), labels.to(device)
     with (
@@ -357,7 +393,7 @@ def train_classifier(
         optimizer = recipe.optimizer(classifier.parameters())
         rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.peak_rate, total_steps=steps)
         for _ in range(epochs):
-            order = torch.randperm(len(images), device=device)[: steps // epochs * batch_size]
+            order = torch.randperm(len(images), device=device)[: per_epoch * batch_size]
             for chosen in order.split(batch_size):
                 x = augmented(to_model_range(images[chosen]), recipe.shift, recipe.flip, recipe.hole)
                 scores = classifier(x.contiguous(memory_format=torch.channels_last))
@@ -378,9 +414,16 @@ def train_classifier(
         "stored_as": "float16" if recipe.half else "float32",
     }
     judge = Judge(classifier, facts=facts, device=device)
+    accuracy = judge.accuracy(to_model_range(test_images), test_labels)
+    chance = float(test_labels.bincount().max() / len(test_labels))
+    if accuracy <= chance + min(3 * (chance * (1 - chance) / len(test_labels)) ** 0.5, (1 - chance) / 2):
+        raise ValueError(
+            f"after {steps} steps the classifier recognises {accuracy:.0%} of the test images, hardly more than by always "
+            f"answering the most frequent class ({chance:.0%}); as a judge it would be worthless: give more images or epochs"
+        )
     judge.observe_real(to_model_range(images))
     judge.facts |= {
-        "test_accuracy": judge.accuracy(to_model_range(test_images), test_labels),
+        "test_accuracy": accuracy,
         "floor": judge.frechet_distance(to_model_range(test_images)),
         "test_images": len(test_images),
     }

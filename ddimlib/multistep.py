@@ -1,19 +1,18 @@
 """A second-order sampler at DDIM's price: two-step Adams–Bashforth in the variables in which DDIM is Euler's method."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ddimlib.checks import check_finite
 from ddimlib.denoisers import Asked, Denoiser, check_model
 from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.timesteps import check_timesteps
+from ddimlib.timesteps import Steps, check_timesteps
 
 
 def ddim_ab2(
-    model: Denoiser, schedule: NoiseSchedule, x_T: Tensor, steps: int | Sequence[int], differentiable: bool = False
+    model: Denoiser, schedule: NoiseSchedule, x_T: Tensor, steps: Steps, differentiable: bool = False
 ) -> Iterator[Tensor]:
     """Sample along `steps` by the two-step Adams–Bashforth method, yielding the state after each step.
 
@@ -36,14 +35,13 @@ def ddim_ab2(
         ValueError: before the first evaluation, for bad steps, an x_T that is not finite, or a first step at ᾱ_T = 0.
     """
     check_model(model, schedule)
-    check_finite("x_T", x_T)
+    asked = Asked(model, x_T, differentiable)
     steps = check_timesteps(schedule.T, steps)
     schedule.check_noise_is_known(steps[0])
     s = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt().tolist()
-    asked = Asked(model, differentiable)
 
     def walk() -> Iterator[Tensor]:
-        x = x_T if differentiable else x_T.detach()
+        x = asked.start
         before: tuple[int, Tensor] | None = None
         for t, prev in zip(steps, [*steps[1:], 0], strict=True):
             eps = middle = asked(x, t)

@@ -1,6 +1,9 @@
 """The book's figures in one style: rows and grids of images, and a palette that colour-blind readers can tell apart."""
 
-from collections.abc import Mapping
+import builtins
+import io
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ddimlib.data import to_bytes
+from ddimlib.storage import check_output, write_atomically
+from ddimlib.twin import draw_twice
 
 COLORS = {
     "blue": "#0072B2",
@@ -26,15 +31,16 @@ COLORS = {
 
 
 def use_book_style() -> None:
-    """Set matplotlib to the book's style: white ground, no box, light grid, fonts that a phone can show."""
+    """Set matplotlib to the book's style: no box, light grid, letters that a phone can show; in notebooks, a dark twin."""
+    draw_twice()
     plt.rcParams.update(
         {
             "figure.figsize": (7.0, 3.2),
             "figure.dpi": 110,
             "figure.facecolor": "white",
             "figure.constrained_layout.use": True,
-            "font.size": 11,
-            "axes.titlesize": 11,
+            "font.size": 12,
+            "axes.titlesize": 12,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
@@ -43,6 +49,7 @@ def use_book_style() -> None:
             "grid.linewidth": 0.6,
             "lines.linewidth": 1.8,
             "legend.frameon": False,
+            "legend.fontsize": 11,
             "image.cmap": "gray",
             "image.interpolation": "nearest",
             "axes.prop_cycle": plt.cycler(
@@ -53,8 +60,12 @@ def use_book_style() -> None:
     )
 
 
-def image_grid(images: Tensor, columns: int) -> Tensor:
+def image_grid(images: Tensor, columns: int, border: int = 2) -> Tensor:
     """One picture made of many: images in [-1, 1], [N, C, H, W], to bytes [3, height, width], row by row.
+
+    Args:
+        images, columns: what to draw, and how many in a row.
+        border: grey pixels around each image.
 
     Raises:
         ValueError: when `images` is not four-dimensional, or `columns` is below 1.
@@ -65,24 +76,87 @@ def image_grid(images: Tensor, columns: int) -> Tensor:
     columns = min(columns, n)
     rows = -(-n // columns)
     # each image brings its left and upper border; the others close the picture
-    cells = F.pad(to_bytes(images.detach().cpu()).expand(n, 3, height, width), (2, 0, 2, 0), value=128)
+    cells = F.pad(to_bytes(images.detach().cpu()).expand(n, 3, height, width), (border, 0, border, 0), value=128)
     cells = F.pad(cells, (0, 0, 0, 0, 0, 0, 0, rows * columns - n), value=128).unflatten(0, (rows, columns))
-    return F.pad(cells.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), (0, 2, 0, 2), value=128)
+    return F.pad(cells.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2), (0, border, 0, border), value=128)
 
 
-def save_images(images: Tensor, path: str | Path, columns: int = 10) -> None:
-    """Write images in [-1, 1], [N, C, H, W], as one picture, a grid; the name's ending says which kind of file."""
-    Image.fromarray(image_grid(images, columns).permute(1, 2, 0).numpy()).save(path)
+def picture_format(path: str | Path) -> str:
+    """The format that the end of a picture's name stands for, such as "PNG".
+
+    Raises:
+        ValueError: when pillow can write none.
+    """
+    Image.init()
+    name = Image.registered_extensions().get(Path(path).suffix.lower())
+    if name not in Image.SAVE:
+        raise ValueError(f"{path} is not the name of a picture that can be written; use .png, .jpg, .webp or .gif")
+    return name
 
 
-def show_images(images: Tensor, columns: int = 10, title: str | None = None, width: float = 7.0) -> Figure:
-    """Draw images in [-1, 1], [N, C, H, W], as a grid, without axes. `width` in inches."""
+def save_images(images: Tensor, path: str | Path, columns: int = 10, scale: int = 1, border: int = 2) -> None:
+    """Write images in [-1, 1], [N, C, H, W], as one picture: a grid of so many columns, each pixel `scale` times as large.
+
+    Raises:
+        ValueError: when an argument is out of range, or the name's end is no picture's; OSError: when it cannot be written.
+    """
+    save_animation([images], path, columns, scale, border)
+
+
+def save_animation(
+    states: Sequence[Tensor], path: str | Path, columns: int = 10, scale: int = 1, border: int = 2
+) -> None:
+    """Write states, each [N, C, H, W] in [-1, 1], as the frames of one moving picture (.gif or .webp) that rests at the end.
+
+    Args, errors: as for :func:`save_images`.
+    """
+    if scale < 1:
+        raise ValueError(f"scale must be at least 1, got {scale}")
+    name, path = picture_format(path), check_output(path)
+    grids = [image_grid(x, columns, border).repeat_interleave(scale, 1).repeat_interleave(scale, 2) for x in states]
+    frames = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in grids]
+    options: dict[str, Any] = {"quality": 95} if name == "JPEG" else {}
+    if len(frames) > 1:
+        options |= {
+            "save_all": True,
+            "append_images": frames[1:],
+            "loop": 0,
+            "duration": [80] * len(frames[1:]) + [2000],
+        }
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format=name, **options)
+    write_atomically(path, buffer.getvalue())
+
+
+def show_images(
+    images: Tensor, columns: int = 10, title: str | None = None, width: float = 7.0, path: str | Path | None = None
+) -> Figure:
+    """Draw images in [-1, 1], [N, C, H, W], as a grid, without axes.
+
+    A notebook shows the figure; from a script or a terminal, a window opens where there is a display.
+
+    Args:
+        images, columns: see :func:`image_grid`.
+        title: above the grid.
+        width: in inches.
+        path: a file to leave the figure in, too.
+    """
     grid = image_grid(images, columns)
     figure, axis = plt.subplots(figsize=(width, width * grid.shape[1] / grid.shape[2] + (0.3 if title else 0)))
     axis.imshow(grid.permute(1, 2, 0).numpy())
     axis.set_axis_off()
     if title:
         axis.set_title(title)
+    if path is not None:
+        figure.savefig(check_output(path))
+    if not hasattr(builtins, "__IPYTHON__"):
+        if plt.get_backend().lower() != "agg":
+            plt.show(block=not hasattr(sys, "ps1"))
+        elif path is None:
+            print(
+                'no display to show the images on; show_images(images, path="images.png") leaves a file',
+                file=sys.stderr,
+            )
     return figure
 
 
@@ -113,7 +187,7 @@ def show_rows(rows: Mapping[str, Tensor], title: str | None = None, width: float
 
 
 def plot_benchmark(table: Mapping[str, Any]) -> Figure:
-    """Draw a table of :func:`ddimlib.benchmark.benchmark`: the time of each sampler, in units of our plain one's.
+    """Draw a table of `benchmarks/sampler.py`: the time of each sampler, in units of our plain one's.
 
     A panel for each batch size, a marker for each number of steps, bars from quartile to quartile.
     """

@@ -1,6 +1,6 @@
 """Trained networks: shipped ones by name, and any of your own in one safetensors file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,75 +8,99 @@ import torch
 from torch import Tensor
 
 from ddimlib.data import DATASETS, PRETRAINED
-from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.denoisers import VelocityDenoiser, check_model
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.storage import read_tensors, write_tensors
+from ddimlib.storage import check_tensors, read_tensors, write_tensors
 from ddimlib.unet import UNet
 
 
 def build_model(network: Mapping[str, Any], schedule: NoiseSchedule) -> VelocityDenoiser:
     """A fresh denoiser: a :class:`ddimlib.unet.UNet` made with the arguments `network`, read as a velocity."""
-    return VelocityDenoiser(UNet(**network), schedule)
+    unet = UNet(**network)
+    unet.__dict__["arguments"] = dict(network)  # what it takes to build it again
+    model = VelocityDenoiser(unet, schedule)
+    model.register_state_dict_post_hook(_contiguous)
+    return model
+
+
+def _contiguous(module: torch.nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    """Weights in channels_last are handed out in plain order, as safetensors' own `save_file` wants them."""
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            state[name] = value.contiguous()
 
 
 def save_model(
-    path: str | Path, model: VelocityDenoiser, schedule: NoiseSchedule, network: Mapping[str, Any], half: bool = False
+    path: str | Path,
+    model: VelocityDenoiser,
+    schedule: NoiseSchedule | None = None,
+    network: Mapping[str, Any] | None = None,
+    half: bool = False,
 ) -> None:
     """Write weights, betas and the network's arguments to one safetensors file, atomically.
 
-    With `half`, the weights are rounded to float16, in half the space; :func:`load_model` gives them back as float32.
+    Args:
+        path: the file.
+        model: a denoiser around a :class:`ddimlib.unet.UNet`.
+        schedule: None: the model's own.
+        network: the UNet's arguments; None: those that :func:`build_model` or :func:`load_model` made it with.
+        half: round the weights to float16, in half the space; :func:`load_model` gives them back as float32.
+
+    Raises:
+        ValueError: when the network is none of ours, or holds NaN or infinity; TypeError: when it does not know its arguments.
     """
-    weights = {f"network.{k}": v.half() if half else v for k, v in model.network.state_dict().items()}
-    write_tensors(path, weights | {"betas": schedule.beta[1:]}, {"network": dict(network)})
+    unet, schedule = getattr(model, "network", None), schedule or getattr(model, "schedule", None)
+    if schedule is not None:
+        check_model(model, schedule)
+    if schedule is None or not isinstance(unet, UNet):
+        raise ValueError(
+            f"save_model stores a VelocityDenoiser around a UNet, got {type(unet or model).__name__}; store another network "
+            "by safetensors.torch.save_file(model.state_dict(), path)"
+        )
+    arguments = network or getattr(unet, "arguments", None)
+    if not arguments:
+        raise TypeError(
+            "this UNet does not know what it was made with; pass its arguments as `network`, or use build_model"
+        )
+    weights = {f"network.{k}": v.half() if half else v for k, v in unet.state_dict().items()}
+    if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
+        raise ValueError(f"{bad[0]} holds NaN or infinity{' as float16' if half else ''}; such a model is not stored")
+    write_tensors(path, weights | {"betas": schedule.beta[1:]}, {"network": dict(arguments)})
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[VelocityDenoiser, NoiseSchedule]:
-    """Read what :func:`save_model` wrote, in eval mode.
+    """Read what :func:`save_model` wrote, in eval mode and float32. Of a folder, the file model.safetensors in it.
 
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: when the file is damaged, or does not hold a model.
     """
-    tensors, facts = _read_model(path)
-    schedule = NoiseSchedule(tensors.pop("betas"))
-    model = build_model(facts["network"], schedule)
-    model.load_state_dict(tensors)
+    path = Path(path, "model.safetensors") if Path(path).is_dir() else Path(path)
+    tensors, facts = read_model(path)
+    betas = tensors.pop("betas")
+    try:
+        network = dict(facts["network"])
+        if sum(network.get("blocks", ())) > len(tensors):
+            raise ValueError("more blocks than tensors")  # do not begin to build it
+        schedule = NoiseSchedule(betas)
+        model = build_model(network, schedule)
+        dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
+        check_tensors(path, tensors, model.state_dict(), dtype if dtype.is_floating_point else torch.float32)
+        if bad := [name for name, value in tensors.items() if not value.isfinite().all()]:
+            raise ValueError(f"{bad[0]} holds NaN or infinity")
+        model.load_state_dict(tensors)
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
+        reason = str(error) if str(path) in str(error) else f"{path} holds no model that can be built ({error})"
+        raise ValueError(f"{reason}; fetch or make it again") from error
     return model.to(device).to(memory_format=torch.channels_last).eval(), schedule
 
 
-def _read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_model(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of the file of a model."""
     tensors, facts = read_tensors(path)
     if "betas" not in tensors or "network" not in facts:
         raise ValueError(f"{path} was written by ddimlib but holds no model; did you mean the file model.safetensors?")
     return tensors, facts
-
-
-def average_models(paths: Sequence[str | Path], out: str | Path) -> None:
-    """Write the model whose weights are the means of those of several models, a *soup* (Wortsman et al. 2022).
-
-    It is good when the models were trained on from one common start: each then errs in its own way, and what they have in
-    common remains. Models that were trained from different random weights have nothing in common, and neither has their mean.
-
-    Args:
-        paths: two or more files of :func:`save_model`.
-        out: the file to write.
-
-    Raises:
-        ValueError: when there are fewer than two, or their networks or schedules differ.
-    """
-    if len(paths) < 2:
-        raise ValueError(f"an average needs at least two models, got {len(paths)}")
-    files = [_read_model(path) for path in paths]
-    tensors, facts = files[0]
-    for path, (others, their_facts) in zip(paths, files, strict=True):
-        if their_facts != facts or not torch.equal(others["betas"], tensors["betas"]):
-            raise ValueError(f"{path} has another network or schedule than {paths[0]}; average models of one kind")
-    means = {
-        name: torch.stack([others[name].double() for others, _ in files]).mean(0).to(tensor.dtype)
-        for name, tensor in tensors.items()
-        if name != "betas"
-    }
-    write_tensors(out, means | {"betas": tensors["betas"]}, facts)
 
 
 def available() -> list[str]:
@@ -113,7 +137,7 @@ def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[Velo
     """
     if name not in available():
         make = (
-            f"; `python -m ddimlib train {name}` makes it (on a CUDA GPU, if there is one), and load_model reads its file"
+            f"; `ddimlib train {name}` makes it (on a CUDA GPU, if there is one), and load_model reads its file"
             if name in DATASETS
             else ""
         )

@@ -2,45 +2,28 @@
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddimlib.checks import (
-    KindError,
-    check_finite,
-    check_floats,
-    check_int,
-    check_labels,
-    check_number,
-    check_same_shape,
-)
-from ddimlib.denoisers import Asked, Denoiser, GuidedDenoiser, LabelledDenoiser, check_model, predict_noise, said_by
+from ddimlib import checks, denoisers
+from ddimlib.checks import KindError, check_int, check_number
+from ddimlib.denoisers import Asked, Denoiser, GuidedDenoiser, LabelledDenoiser, Labels, check_model, check_start
 from ddimlib.latents import Noise, SeededNoise, noise_source
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.timesteps import Spacing, check_timesteps, timesteps
+from ddimlib.timesteps import Spacing, Steps, check_timesteps, timesteps
 
 Eta = float | Literal["hat"]
 """How much noise a step adds: η in [0, 1], or "hat" for the paper's larger σ̂."""
 
 Clip = float | Literal["dynamic"] | None
-"""Limits of x̂_0: None; [-clip, clip]; or "dynamic", each image's own 99.5th percentile, scaled back to [-1, 1]."""
+"""Limits of x̂_0. None sets none, a number c stands for [-c, c], "dynamic" for each image's own 99.5th percentile."""
 
-evaluate = predict_noise  # its former name
+Variance = Literal["posterior", "beta"]
 
-
-def last(states: Iterable[Tensor]) -> Tensor:
-    """The last state of a walk, `x_0 = last(ddim(...))`; the others are not kept."""
-    if isinstance(states, Tensor):
-        raise KindError("last takes the states that a sampler yields, got one tensor; leave last out")
-    state: Tensor | None = None
-    for state in states:  # noqa: B007, the last one is kept
-        pass
-    if state is None:
-        raise ValueError("there are no states; a walk can be used once, so call the sampler again")
-    return state
+evaluate = denoisers.predict_noise  # its former name
 
 
 def ddim_sigma(schedule: NoiseSchedule, t: int, prev: int, eta: Eta) -> float:
@@ -68,15 +51,9 @@ def ddim_sigma(schedule: NoiseSchedule, t: int, prev: int, eta: Eta) -> float:
 
 
 def ddim_step(
-    schedule: NoiseSchedule,
-    x_t: Tensor,
-    eps: Tensor,
-    t: int,
-    prev: int,
-    eta: Eta = 0.0,
-    z: Tensor | None = None,
+    schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int, prev: int, eta: Eta = 0.0, z: Tensor | None = None,
     clip: Clip = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """One step of the DDIM family from t to `prev` (Song et al. 2021, equation 12; the book, chapter 4).
 
     x_prev = √ᾱ_prev x̂_0 + √(1-ᾱ_prev-σ²) ε + σ z, with x̂_0 = (x_t - √(1-ᾱ_t) ε)/√ᾱ_t:
@@ -108,14 +85,9 @@ def ddim_step(
 
 
 def ddpm_step(
-    schedule: NoiseSchedule,
-    x_t: Tensor,
-    eps: Tensor,
-    t: int,
-    z: Tensor | None = None,
-    clip: Clip = None,
-    variance: Literal["posterior", "beta"] = "posterior",
-) -> Tensor:
+    schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int, z: Tensor | None = None, clip: Clip = None,
+    variance: Variance = "posterior",
+) -> Tensor:  # fmt: skip
     """One ancestral step from t to t - 1 (Ho et al. 2020, algorithm 2; the book, chapter 2).
 
     x_{t-1} = 1/√α_t · (x_t - β_t/√(1-ᾱ_t) · ε) + σ_t z, no noise on the last step (t = 1).
@@ -125,9 +97,6 @@ def ddpm_step(
         t: in 1..T.
         z: standard Gaussian noise of x_t's shape; needed when t > 1.
         variance: σ_t² = β̃_t ("posterior") or β_t ("beta"); section 3.2 of the paper.
-
-    Raises:
-        ValueError: when `variance` is neither of the two.
     """
     check_int("t", t, 1, schedule.T)
     _check_variance(variance)
@@ -143,15 +112,9 @@ def ddpm_step(
 
 
 def ddim(
-    model: Denoiser,
-    schedule: NoiseSchedule,
-    x_T: Tensor,
-    steps: int | Sequence[int],
-    eta: Eta = 0.0,
-    noise: Noise = None,
-    clip: Clip = None,
-    differentiable: bool = False,
-) -> Iterator[Tensor]:
+    model: Denoiser, schedule: NoiseSchedule, x_T: Tensor, steps: Steps, eta: Eta = 0.0, noise: Noise = None,
+    clip: Clip = None, differentiable: bool = False,
+) -> Iterator[Tensor]:  # fmt: skip
     """Sample along `steps`, yielding the state after each: `x_0 = last(ddim(...))` (Song et al. 2021, equation 12).
 
     The pairs walked are (τ_S, τ_{S-1}), …, (τ_1, 0): exactly S network evaluations, and no special last step.
@@ -174,19 +137,18 @@ def ddim(
         ValueError: before the first evaluation, when an argument breaks a rule above.
     """
     check_model(model, schedule)
-    check_finite("x_T", x_T)
+    asked = Asked(model, x_T, differentiable)
     steps = check_timesteps(schedule.T, steps)
     ddim_sigma(schedule, steps[0], 0, eta)
     _check_clip(clip)
-    _check_start(model, schedule, steps[0])
+    check_start(model, schedule, steps[0])
     draw = noise_source(noise, x_T, len(steps))
-    asked = Asked(model, differentiable)
 
     def walk() -> Iterator[Tensor]:
-        x = x_T if differentiable else x_T.detach()
+        x = asked.start
         for i, (t, prev) in enumerate(zip(steps, [*steps[1:], 0], strict=True)):
             eps = asked(x, t)
-            z = draw(i, x) if ddim_sigma(schedule, t, prev, eta) > 0 else None
+            z = draw(i, x) if eta != 0 and prev > 0 else None  # where σ > 0
             x = ddim_step(schedule, x, eps, t, prev, eta, z, clip)
             yield x
 
@@ -194,32 +156,22 @@ def ddim(
 
 
 def ddpm(
-    model: Denoiser,
-    schedule: NoiseSchedule,
-    x_T: Tensor,
-    noise: Noise = None,
-    clip: Clip = None,
-    variance: Literal["posterior", "beta"] = "posterior",
-    differentiable: bool = False,
-) -> Iterator[Tensor]:
+    model: Denoiser, schedule: NoiseSchedule, x_T: Tensor, noise: Noise = None, clip: Clip = None,
+    variance: Variance = "posterior", differentiable: bool = False,
+) -> Iterator[Tensor]:  # fmt: skip
     """Ancestral sampling through all T steps, yielding the state after each (Ho et al. 2020, algorithm 2).
 
-    Args and errors as in :func:`ddim`; a noise tensor is [T, B, C, H, W], `variance` as in :func:`ddpm_step`.
-    A NaN from the network is passed on, since a check at every step would make a GPU wait; :func:`sample` checks its result.
-
-    Yields:
-        T states, the last of which is x_0.
+    Arguments, states and errors as in :func:`ddim`; a noise tensor is [T, B, C, H, W], `variance` as in :func:`ddpm_step`.
     """
     check_model(model, schedule)
-    check_finite("x_T", x_T)
+    asked = Asked(model, x_T, differentiable)
     _check_variance(variance)
     _check_clip(clip)
-    _check_start(model, schedule, schedule.T)
+    check_start(model, schedule, schedule.T)
     draw = noise_source(noise, x_T, schedule.T)
-    asked = Asked(model, differentiable)
 
     def walk() -> Iterator[Tensor]:
-        x = x_T if differentiable else x_T.detach()
+        x = asked.start
         for i, t in enumerate(range(schedule.T, 0, -1)):
             eps = asked(x, t)
             x = ddpm_step(schedule, x, eps, t, draw(i, x) if t > 1 else None, clip, variance)
@@ -228,40 +180,40 @@ def ddpm(
     return walk()
 
 
+def last(states: Iterable[Tensor]) -> Tensor:
+    """The last state of a walk, `x_0 = last(ddim(...))`; the others are not kept."""
+    if isinstance(states, Tensor) or not isinstance(states, Iterable):
+        raise KindError(f"last takes the states that a sampler yields, got {checks.describe(states)}; leave last out")
+    state: Tensor | None = None
+    for state in states:  # noqa: B007, the last one is kept
+        pass
+    if state is None:
+        raise ValueError("there are no states; a walk can be used once, so call the sampler again")
+    return state
+
+
 def sample(
-    model: Denoiser,
-    schedule: NoiseSchedule,
-    shape: Sequence[int] | None = None,
-    steps: int | Sequence[int] = 50,
-    eta: Eta = 0.0,
-    spacing: Spacing = "linspace",
-    seed: int | None = None,
-    labels: Tensor | Sequence[int] | int | None = None,
-    guidance: float = 1.0,
-    clip: Clip = None,
-    batch_size: int = 256,
-    progress: bool = False,
-    first: int = 0,
+    model: Denoiser, schedule: NoiseSchedule, shape: Sequence[int] | None = None, steps: Steps = 50, eta: Eta = 0.0,
+    spacing: Spacing = "linspace", seed: int | None = None, labels: Labels | None = None,
+    guidance: float = 1.0, clip: Clip = None, batch_size: int = 256, progress: bool = False, first: int = 0,
     x_T: Tensor | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Draw images: the friendly front door to :func:`ddim`.
 
     Args:
         model: a denoiser; with labels, one that is called as model(x, t, labels).
-        schedule: its noise schedule.
+        schedule, eta, clip: as for :func:`ddim`.
         shape: [N, C, H, W] of the images wanted; may be left out where x_T is given.
         steps: number of steps S, in 1..T, or a list of them; DDPM is steps = T with eta = 1.
-        eta: in [0, 1], or "hat".
         spacing: of the steps where their number is given, see :func:`ddimlib.timesteps`.
         seed: image i is a function of (seed, i), whatever the batch it is drawn in; None draws one from torch's generator.
-        labels: one class for each image, as a list, an array or a tensor [N]; an int, the class of all; or None.
+        labels: one class for each image, see :data:`ddimlib.denoisers.Labels`; or None.
         guidance: classifier-free guidance scale, see :class:`ddimlib.denoisers.GuidedDenoiser`; needs labels.
-        clip: limits of x̂_0 at each step, see :data:`Clip`.
         batch_size: images at a time.
         progress: show a progress bar.
         first: number of the first image, for a part of a larger run: images first, …, first + N - 1 of that seed are drawn.
-        x_T: the noise to start from, [N, C, H, W], given or interpolated latents for instance, instead of the seed's; the
-            seed then gives the step noise.
+        x_T: noise to start from instead of the seed's, [N, C, H, W], for instance latents that were interpolated; the seed
+            then gives the step noise.
 
     Returns:
         [N, C, H, W] on the model's device, in [-1, 1] (what lies outside is clipped); float32, or the dtype of x_T.
@@ -269,32 +221,30 @@ def sample(
     Raises:
         ValueError: on a bad argument; FloatingPointError when the network returns NaN or infinity.
     """
-    check_model(model, schedule)
     if x_T is not None:
-        check_finite("x_T", x_T)
+        checks.check_finite("x_T", x_T)
         if shape is not None and tuple(shape) != tuple(x_T.shape):
             raise ValueError(f"shape is {tuple(shape)}, but x_T has {tuple(x_T.shape)}; leave shape out")
         shape = x_T.shape
-    if shape is None or not hasattr(shape, "__len__") or len(shape) != 4 or min(shape) < 1:
-        got = shape if shape is None or isinstance(shape, int) else tuple(shape)
-        raise ValueError(f"shape must be (N, C, H, W), each at least 1, got {got}; or give x_T")
+    if not isinstance(shape, Sequence) or len(shape) != 4 or min(shape) < 1:
+        raise ValueError(f"shape must be (N, C, H, W), each at least 1, got {checks.describe(shape)}; or give x_T")
     n, *image = (check_int("each entry of shape", size, 1) for size in shape)
-    batch_size = check_int("batch_size", batch_size, 1)
-    visited = timesteps(schedule.T, steps, spacing) if not hasattr(steps, "__len__") else steps  # type: ignore[arg-type]
+    batch_size, first = check_int("batch_size", batch_size, 1), check_int("first", first, 0)
+    check_model(model, schedule)
+    visited = steps if hasattr(steps, "__len__") else timesteps(schedule.T, steps, spacing)  # type: ignore[arg-type]
     visited = check_timesteps(schedule.T, visited)
     seed = int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) if seed is None else seed
     if labels is not None:
-        labels = check_labels(labels, said_by(model, "num_classes"), n)
-        labels = labels.expand(n)
-    elif guidance != 1:
+        labels = checks.check_labels(labels, denoisers.said_by(model, "num_classes"), n).expand(n)
+    if check_number("guidance", guidance, 0) != 1 and labels is None:
         raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
-    device = _device(model)
-    images = []
-    batches = range(0, n, batch_size)
+    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    device = torch.device("cpu") if weight is None else weight.device
+    images, batches = [], range(0, n, batch_size)
     with tqdm(total=len(batches) * len(visited), disable=not progress, desc="sampling") as bar:
         for start in batches:
             part = slice(start, min(start + batch_size, n))
-            source = SeededNoise.from_seed(seed, part.stop - part.start, check_int("first", first, 0) + start)
+            source = SeededNoise.from_seed(seed, part.stop - start, first + start)
             x = source.initial(image)
             begin = (x if x_T is None else x_T[part].detach()).to(device)
             denoiser = model
@@ -312,12 +262,6 @@ def sample(
     return result.clamp(-1, 1)
 
 
-def _device(model: Any) -> torch.device:
-    """Where the network's weights are; the CPU when it has none."""
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
 def _affine(x: Tensor, a: float, eps: Tensor, b: float, sigma: float, z: Tensor | None) -> Tensor:
     """a x + b ε + σ z: two operations, three with noise, and the result is the only new tensor."""
     result = (x * a).add_(eps, alpha=b)
@@ -325,8 +269,7 @@ def _affine(x: Tensor, a: float, eps: Tensor, b: float, sigma: float, z: Tensor 
         return result
     if z is None:
         raise ValueError(f"this step adds noise (σ = {sigma:.3g}), so it needs z; pass noise of x_t's shape")
-    check_floats("z", z)
-    check_same_shape("x_t", x, "z", z)
+    checks.check_pair("x_t", x, "z", z)
     return result.add_(z, alpha=sigma)
 
 
@@ -335,9 +278,7 @@ def _clipped(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int, clip: Cl
 
     Every step begins here, so this is also where ε is refused when its shape is not that of x_t: it would be broadcast.
     """
-    check_floats("x_t", x_t)
-    check_floats("eps", eps)
-    check_same_shape("x_t", x_t, "eps", eps)
+    checks.check_pair("x_t", x_t, "eps", eps)
     _check_clip(clip)
     if clip is None:
         return eps
@@ -347,10 +288,8 @@ def _clipped(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int, clip: Cl
 
 
 def _limited(x_0: Tensor, clip: float | Literal["dynamic"]) -> Tensor:
-    """x̂_0 in [-clip, clip]; or, "dynamic", in [-s, s] and divided by s, the 99.5th percentile of its sizes, at least 1.
-
-    Static: Ho et al. 2020, in their code. Dynamic: Saharia et al. 2022, section 2.3.
-    """
+    """x̂_0 in [-clip, clip]; or, "dynamic", in [-s, s] and divided by s, the 99.5th percentile of its sizes, at least 1
+    (Saharia et al. 2022, section 2.3)."""
     if clip != "dynamic":
         return x_0.clamp(-clip, clip)
     sizes = x_0.abs().flatten(1)
@@ -367,9 +306,3 @@ def _check_clip(clip: Clip) -> None:
 def _check_variance(variance: str) -> None:
     if variance not in ("posterior", "beta"):
         raise ValueError(f"variance must be 'posterior' (β̃) or 'beta' (β), got {variance!r}")
-
-
-def _check_start(model: Denoiser, schedule: NoiseSchedule, first: int) -> None:
-    """A walk that starts where ᾱ_T = 0 needs a network that predicts v or x_0."""
-    if said_by(model, "prediction") not in ("v", "x0"):
-        schedule.check_noise_is_known(first)

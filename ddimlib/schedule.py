@@ -8,11 +8,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ddimlib.checks import KindError, check_floats, check_int, check_number, check_same_shape, describe
-from ddimlib.timesteps import check_timesteps
+from ddimlib.checks import KindError, check_int, check_number, check_pair, describe
+from ddimlib.timesteps import Steps, check_timesteps
 
 Time = int | Tensor
 """A timestep: one int for the whole batch, or one integer a sample, [B]."""
@@ -66,24 +67,22 @@ class NoiseSchedule:
 
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> "NoiseSchedule":
-        """β_t on a straight line from `beta_start` to `beta_end` (Ho et al. 2020, section 4; the book, chapter 1).
-
-        Raises:
-            ValueError: when T < 1, or a beta is outside (0, 1).
-        """
+        """β_t on a straight line from `beta_start` to `beta_end` (Ho et al. 2020, section 4; the book, chapter 1)."""
         start, end = (check_number(name, b) for name, b in (("beta_start", beta_start), ("beta_end", beta_end)))
-        return cls(torch.linspace(start, end, check_length(T), dtype=torch.float64, device="cpu"))
+        return cls(
+            torch.linspace(start, end, check_int("T, the number of steps,", T, 1), dtype=torch.float64, device="cpu")
+        )
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> "NoiseSchedule":
         """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), each β_t at most `beta_max`.
 
         Source: Nichol & Dhariwal 2021, equation 17; the book, chapter 1.
-
-        Raises:
-            ValueError: when T < 1, s < 0, or beta_max is outside (0, 1).
         """
-        T, s = check_length(T), check_number("the cosine offset s", s, 0, fix="the paper's is 0.008")
+        T, s = (
+            check_int("T, the number of steps,", T, 1),
+            check_number("the cosine offset s", s, 0, fix="the paper's is 0.008"),
+        )
         t = torch.arange(T + 1, dtype=torch.float64, device="cpu")
         f = torch.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2
         return cls((1 - f[1:] / f[:-1]).clamp(max=check_number("beta_max", beta_max, 0, 1, above=True)))
@@ -93,9 +92,6 @@ class NoiseSchedule:
 
         √ᾱ_t becomes (√ᾱ_t - √ᾱ_T) √ᾱ_1/(√ᾱ_1 - √ᾱ_T): Lin et al. 2024, algorithm 1. At T the noise is all there is, so the
         network has to predict v or x_0 (:class:`ddimlib.denoisers.PredictionDenoiser`).
-
-        Raises:
-            ValueError: when T < 2.
         """
         if self.T < 2:
             raise ValueError("a chain of one step cannot end in pure noise: T must be at least 2")
@@ -127,12 +123,9 @@ class NoiseSchedule:
             noise: ε, the shape of `x_0`.
 
         Returns:
-            x_t, shape and dtype of `x_0`.
-
-        Raises:
-            ValueError: when the shapes differ, t is outside 0..T, or a tensor is not floating point.
+            x_t, shape and dtype of `x_0`. ValueError is raised when a shape, a dtype or t is not as said.
         """
-        _check_pair("x_0", x_0, "noise", noise)
+        check_pair("x_0", x_0, "noise", noise)
         signal, sigma = self._signal_and_noise(t, x_0)
         return signal * x_0 + sigma * noise
 
@@ -141,7 +134,7 @@ class NoiseSchedule:
 
         Source: Song et al. 2021, equation 9; the book, chapter 2. Shapes and errors as in :meth:`add_noise`.
         """
-        _check_pair("x_t", x_t, "eps", eps)
+        check_pair("x_t", x_t, "eps", eps)
         signal, sigma = self._signal_and_noise(t, x_t)
         if self.ab[-1] == 0:
             self.check_noise_is_known(t)
@@ -153,7 +146,7 @@ class NoiseSchedule:
         The inverse of :meth:`predict_x0`: Song et al. 2021, equation 9, solved for ε; it is what re-derives ε after x̂_0 was
         clipped (the book, chapter 6). Shapes and errors as in :meth:`add_noise`, but for t = 0, where there is no noise.
         """
-        _check_pair("x_t", x_t, "x_0", x_0)
+        check_pair("x_t", x_t, "x_0", x_0)
         signal, sigma = self._signal_and_noise(t, x_t, first=1)
         return (x_t - signal * x_0) / sigma
 
@@ -163,17 +156,12 @@ class NoiseSchedule:
         μ̃ = √ᾱ_{t-1} β_t / (1-ᾱ_t) · x_0 + √α_t (1-ᾱ_{t-1}) / (1-ᾱ_t) · x_t,   β̃ = (1-ᾱ_{t-1}) / (1-ᾱ_t) · β_t.
         Source: Ho et al. 2020, equations 6 and 7; the book, chapter 2.
 
-        Args:
-            x_0, x_t: [B, C, H, W], floating point.
-            t: int, or integers [B]; in 1..T.
+        Args and errors as in :meth:`add_noise`, with t in 1..T.
 
         Returns:
             The mean, shape of `x_t`, and the variance, a tensor that broadcasts against it.
-
-        Raises:
-            ValueError: when the shapes differ, t is outside 1..T, or a tensor is not floating point.
         """
-        _check_pair("x_0", x_0, "x_t", x_t)
+        check_pair("x_0", x_0, "x_t", x_t)
         t = self.check_time(t, first=1)
         ab, ab_prev, beta = self.alpha_bar[t], self.alpha_bar[t - 1], self.beta[t]
         c_0 = _like(ab_prev.sqrt() * beta / (1 - ab), x_t)
@@ -196,26 +184,18 @@ class NoiseSchedule:
         ab, ab_prev = self.alpha_bar[t], self.alpha_bar[prev]
         return (1 - ab_prev) / (1 - ab) * (1 - ab / ab_prev)
 
-    def respaced(self, steps: int | Sequence[int]) -> "NoiseSchedule":
+    def respaced(self, steps: Steps) -> "NoiseSchedule":
         """The schedule of the shorter chain x_0, x_{τ_1}, …, x_{τ_S}: its ᾱ are this schedule's at τ.
 
-        Args:
-            steps: τ_S > … > τ_1, in 1..T, as from :func:`ddimlib.timesteps`; or their number.
-
-        Raises:
-            ValueError: when `steps` is empty, leaves 1..T, does not decrease strictly or holds something else than integers.
+        `steps` are τ_S > … > τ_1, in 1..T, as from :func:`ddimlib.timesteps`; or their number.
         """
         ab = self.alpha_bar[[0, *reversed(check_timesteps(self.T, steps))]]
         return NoiseSchedule(1 - ab[1:] / ab[:-1])
 
     def check_time(self, t: Any, first: int = 0, name: str = "t") -> Time:
-        """t as an int, or as int64 [B] on the host, in first..T: the one rule for times.
-
-        Raises:
-            ValueError: when t is no integer (or is a bool), has another shape, or is out of range.
-        """
+        """t as an int, or as int64 [B] on the host: the one rule for times. Raises unless integers (no bools) in first..T."""
         times = t
-        if not isinstance(t, Tensor) and hasattr(t, "__len__"):
+        if isinstance(t, Sequence | np.ndarray) and not isinstance(t, str):
             times = torch.as_tensor(t, device="cpu")
         if not isinstance(times, Tensor) or times.ndim == 0:
             kind = "; it must be an int or an int64 tensor [B], one for each sample, and t = 0 is data"
@@ -249,14 +229,3 @@ def _like(coefficient: Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"t has {len(coefficient)} entries for a batch of {len(x)}; give one t per sample, or an int")
     # the dtype first, since some devices have no float64; and the host need not wait
     return coefficient.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype).to(x.device, non_blocking=True)
-
-
-def _check_pair(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
-    check_floats(name_a, a)
-    check_floats(name_b, b)
-    check_same_shape(name_a, a, name_b, b)
-
-
-def check_length(T: Any) -> int:
-    """T as an int of at least 1."""
-    return check_int("T, the number of steps,", T, 1)

@@ -1,6 +1,7 @@
 """Which timesteps to visit: exactly S of 1..T, strictly decreasing, in four spacings."""
 
 import operator
+from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -8,6 +9,7 @@ from typing import Any, Literal, get_args
 from ddimlib.checks import KindError, check_int, describe
 
 Spacing = Literal["leading", "linspace", "trailing", "quadratic"]
+Steps = int | Sequence[int]
 
 
 def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:

@@ -2,12 +2,15 @@
 
 import copy
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,14 +18,18 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ddimlib.checks import check_bytes, check_int, check_labels, check_number
 from ddimlib.data import to_model_range, warped
-from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.denoisers import VelocityDenoiser, check_model, said_by
 from ddimlib.latents import mixed_seed
 from ddimlib.muon import Muon, hidden_weights
+from ddimlib.provenance import check_settings, model_settings
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.storage import read_tensors, write_tensors
+from ddimlib.storage import check_output, check_tensors, digest, locked, read_tensors, write_tensors
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
+
+LOSSES = ("noise", "velocity", "balanced")
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,9 @@ class TrainingConfig:
             as they are.
         clip_norm: the gradient's norm is cut to this.
         seed: of the initial weights and of every random draw.
+
+    Raises:
+        ValueError: when a number is out of its range.
     """
 
     steps: int
@@ -60,6 +70,15 @@ class TrainingConfig:
     warp: bool = False
     clip_norm: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
+            check_int(name, getattr(self, name), least)
+        for name, most in (("learning_rate", 1e3), ("decay", 1), ("ema", 0.999_999_9), ("label_dropout", 1)):
+            check_number(name, getattr(self, name), 0, most)
+        check_number("clip_norm", self.clip_norm, 0, above=True)
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
 
 
 @dataclass(frozen=True)
@@ -100,10 +119,14 @@ _COLOUR = {
 # Large batches keep a GPU at work; the optimiser, whose cost does not grow with them, is soon done.
 _COLOUR_RUN = TrainingConfig(steps=20_000, batch_size=512, learning_rate=3e-3, warmup=500, ema=0.9995, flip=True)
 
+# For pictures of one's own, on a laptop; `--fit-minutes` chooses the number of steps.
+_FOLDER_RUN = TrainingConfig(steps=3_000, batch_size=64, learning_rate=5e-3, warmup=100)
+
 RECIPES = {
     "mnist": Recipe(_SMALL, _SMALL_RUN, half=True),
     "fashion": Recipe(_SMALL, _SMALL_RUN, half=True),
     "cifar10": Recipe(_COLOUR, _COLOUR_RUN, half=True),
+    "folder": Recipe(_SMALL, _FOLDER_RUN),
 }
 
 
@@ -143,7 +166,7 @@ def loss_weight(schedule: NoiseSchedule, t: Tensor, loss: str) -> Tensor:
         return (1 / alpha_bar).float()
     if loss == "balanced":
         return 2 * ((1 - alpha_bar) / alpha_bar).sqrt().float()
-    raise ValueError(f"loss must be 'noise', 'velocity' or 'balanced', got {loss!r}")
+    raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
 
 
 def stratified_timesteps(T: int, n: int, generator: torch.Generator) -> Tensor:
@@ -196,21 +219,29 @@ class Trainer:
     averaged: the loss and the weights are those of one process, up to rounding (and up to dropout in the network, which
     each process draws for its share). All hold the same state; rank 0 alone writes the checkpoint, and all must see it.
 
+    SIGINT (Ctrl-C) and SIGTERM are noted: the step ends, the checkpoint is written, and then KeyboardInterrupt is raised,
+    with the number of the signal. A second one ends the run at once.
+
     Args:
-        model: the denoiser to be trained, called as model(x, t, labels).
+        model: the denoiser to be trained: any module called as model(x, t), or with labels as model(x, t, labels). It then has
+            `num_classes`, and takes the label num_classes as "none".
         schedule: the noise schedule.
         images: uint8 [N, C, H, W].
-        labels: int64 [N], or None.
+        labels: int64 [N], in 0..num_classes - 1, or None.
         config: what to do.
-        checkpoint: file that holds the state of the run; it is resumed from when it exists.
+        checkpoint: file that holds the state of the run; it is resumed from when it exists, and belongs to the same images,
+            labels, network, schedule, configuration and precision.
         device: where to train.
         compile: run the network through `torch.compile`.
         bf16: compute the network in bfloat16 where torch's autocast allows it; weights, average and moments stay float32. By
             default, on a CUDA GPU that can.
+        settings: what else the run depends on, JSON-able: for example a digest of the weights it starts from.
+        extend: go on with a checkpoint of fewer steps: the rate then follows the longer run from where it stands.
 
     Raises:
-        ValueError: when the checkpoint is damaged, or belongs to a run with another configuration, or when the batch cannot
-            be shared out evenly.
+        ValueError: when images or labels are not as said, when the checkpoint is damaged, or belongs to a run with other
+            settings, or when the batch cannot be shared out evenly.
+        OSError: when the checkpoint could not be written.
     """
 
     def __init__(
@@ -224,11 +255,11 @@ class Trainer:
         device: str | torch.device = "cpu",
         compile: bool = False,
         bf16: bool | None = None,
+        settings: Mapping[str, Any] | None = None,
+        extend: bool = False,
     ) -> None:
-        if len(images) < config.batch_size:
-            raise ValueError(f"{len(images)} images do not fill one batch of {config.batch_size}; use a smaller batch")
-        if labels is not None and len(labels) != len(images):
-            raise ValueError(f"{len(images)} images need as many labels, got {len(labels)}")
+        check_model(model, schedule)
+        labels = _check_data(model, images, labels, config.batch_size)
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if config.batch_size % self.world_size:
             raise ValueError(
@@ -240,15 +271,28 @@ class Trainer:
         hidden = hidden_weights(self.model)
         chosen = {id(weight) for weight in hidden}
         others = [parameter for parameter in self.model.parameters() if id(parameter) not in chosen]
-        self.optimizers: list[torch.optim.Optimizer] = [
-            Muon(hidden, lr=config.learning_rate),
-            torch.optim.AdamW(others, lr=config.learning_rate, fused=True),
-        ]
+        self.optimizers: list[torch.optim.Optimizer] = []
+        if hidden:
+            self.optimizers.append(Muon(hidden, lr=config.learning_rate))
+        if others:
+            self.optimizers.append(torch.optim.AdamW(others, lr=config.learning_rate, fused=True))
+        if not self.optimizers:
+            raise ValueError(f"{type(model).__name__} has no weights to train")
         self._average = ema_update(config.ema)
         self.config, self.device = config, torch.device(device)
         self.schedule, self.images, self.labels = schedule, images.to(self.device), labels
         self.bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(False) if bf16 is None else bf16
-        self.checkpoint = None if checkpoint is None else Path(checkpoint)
+        self.checkpoint = None if checkpoint is None else check_output(checkpoint)
+        self._run_settings = {
+            k: v for k, v in model_settings(model, schedule).items() if k not in ("weights", "precision")
+        } | {
+            "images": digest({"images": images})[:16],
+            "labels": None if labels is None else digest({"labels": labels})[:16],
+            "bf16": self.bf16,
+            **(settings or {}),
+        }
+        self._extend = extend
+        self._seen: tuple[int, ...] | None = None  # the checkpoint as it was last read or written
         self.step = 0
         self.loss = math.nan
         self._updating = False
@@ -278,7 +322,7 @@ class Trainer:
         labels = None
         if self.labels is not None:
             dropped = torch.rand(len(chosen), generator=generator) < config.label_dropout
-            labels = self._to_device(torch.where(dropped, cast(int, self.model.num_classes), self.labels[chosen]))
+            labels = self._to_device(torch.where(dropped, said_by(self.model, "num_classes"), self.labels[chosen]))
         x_0 = to_model_range(self.images[self._to_device(chosen)])
         if config.flip:
             mirrored = torch.rand(len(chosen), 1, 1, 1, generator=generator) < 0.5
@@ -312,7 +356,7 @@ class Trainer:
         x_t = self.schedule.add_noise(x_0, t, noise).to(memory_format=torch.channels_last)
         torch.manual_seed(mixed_seed(config.seed, 2, self.step, self.rank))  # dropout's draws
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            eps = self._forward(x_t, self._to_device(t), labels)
+            eps = self._forward(x_t, self._to_device(t), *(() if labels is None else (labels,)))
         loss = noise_loss(eps, noise, weight)
         for optimizer in self.optimizers:
             optimizer.param_groups[0]["lr"] = config.learning_rate * learning_rate_factor(self.step, config)
@@ -353,59 +397,60 @@ class Trainer:
 
         Raises:
             FloatingPointError: when the loss is no longer finite; the last checkpoint is left as it was.
+            KeyboardInterrupt: after SIGINT or SIGTERM, with its number; the checkpoint is written.
+            OSError: when another process trains into the same checkpoint, or has done so since it was read.
         """
-        self.model.train()
-        begin = saved = time.monotonic()
+        alone = nullcontext() if self.checkpoint is None or self.rank > 0 else locked(self.checkpoint, wait=False)
         devices = [self.device] if self.device.type == "cuda" else []  # by default, every GPU of the machine
         with (
+            alone,
             torch.random.fork_rng(devices),
+            _noted_signals() as noted,
             tqdm(total=self.config.steps, initial=self.step, disable=not progress) as bar,
         ):
+            if self.rank == 0 and self._stamp() != self._seen:
+                raise OSError(f"{self.checkpoint} was written by another run since it was read; begin again from there")
+            self.model.train()
+            begin = saved = time.monotonic()
+            over = 0
             try:
-                while self.step < self.config.steps:
+                while self.step < self.config.steps and not over:
                     loss = self.train_step()
                     bar.update()
-                    save = time.monotonic() - saved > save_every
-                    if save or self.step % 20 == 0 or self.step == self.config.steps:
+                    if self.step % 20 == 0 or self.step == self.config.steps:
                         self._track(float(loss))
                         bar.set_postfix(loss=f"{self.loss:.4f}")
-                    if save:
+                    if time.monotonic() - saved > save_every:
                         self.save()
                         saved = time.monotonic()
-                    if math.isfinite(stop_after) and self._any(time.monotonic() - begin > stop_after):
-                        break
+                    late = math.isfinite(stop_after) and time.monotonic() - begin > stop_after
+                    over = self._any(noted[0] if noted else -1 if late else 0)
             except KeyboardInterrupt:
                 if not self._updating:  # half a step must not be stored; the last whole state then stays
                     self.save()
                 raise
-        self.save()
+            self.save()
+        if over > 0 and self.step < self.config.steps:
+            raise KeyboardInterrupt(over)
         return self.step == self.config.steps
 
-    def fit(self, seconds: float, measured: float = 8.0) -> None:
-        """Set the number of steps so that the whole run, its decay included, takes about `seconds`.
+    def speed(self, seconds: float = 2.0) -> float:
+        """Steps a second: real steps are timed for some seconds, after those that compile the network, and then undone.
 
-        Real steps are timed for some seconds, after those that compile the network, and then undone: the run that follows is
-        the same as one that was asked for this number of steps. Five per cent are kept in reserve.
-
-        Args:
-            seconds: from now on, the measurement included.
-            measured: how long to time, at most a tenth of `seconds`.
+        The run that follows is the same as one that was not measured.
 
         Raises:
-            ValueError: when the run has begun, or not one step fits.
+            ValueError: when the run has begun.
         """
-        if self.world_size > 1:
-            raise ValueError("the length is fitted by one process alone; under torchrun give the number of steps")
         if self.step > 0:
             raise ValueError(f"the run is at step {self.step} already, and its length is fixed; leave the fitting out")
-        begin = time.monotonic()
         start = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.model.train()
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             for _ in range(5):  # the first ones compile
                 float(self.train_step())
             first, timed = self.step, time.monotonic()
-            while time.monotonic() - timed < min(measured, 0.1 * seconds) or self.step == first:
+            while time.monotonic() - timed < seconds or self.step == first:
                 loss = self.train_step()
             float(loss)  # waits for the device
             rate = (self.step - first) / (time.monotonic() - timed)
@@ -414,6 +459,24 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.state.clear()
         self.step, self._ahead = 0, None
+        return rate
+
+    def fit(self, seconds: float, measured: float = 8.0) -> None:
+        """Set the number of steps so that the whole run, its decay included, takes about `seconds`.
+
+        The run that follows is the same as one that was asked for this number of steps. Five per cent are kept in reserve.
+
+        Args:
+            seconds: from now on, the measurement included.
+            measured: how long to time, at most a tenth of `seconds`; see :meth:`speed`.
+
+        Raises:
+            ValueError: when the run has begun, or not one step fits.
+        """
+        if self.world_size > 1:
+            raise ValueError("the length is fitted by one process alone; under torchrun give the number of steps")
+        begin = time.monotonic()
+        rate = self.speed(min(measured, 0.1 * seconds))
         steps = int(0.95 * rate * (seconds - (time.monotonic() - begin)))
         if steps < 1:
             raise ValueError(
@@ -421,16 +484,24 @@ class Trainer:
             )
         self.config = replace(self.config, steps=steps)
 
-    def _any(self, flag: bool) -> bool:
-        """Whether it is so on any process: all must stop after the same step."""
-        flags = torch.tensor(int(flag))
-        if self.world_size > 1:
-            dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+    def _any(self, reason: int) -> int:
+        """The reason to stop that any process has, 0 for none: all must stop after the same step."""
+        if self.world_size == 1:
+            return reason
+        least, most = torch.tensor(reason), torch.tensor(reason)
+        dist.all_reduce(least, dist.ReduceOp.MIN)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return int(most) or int(least)
+
+    def _stamp(self) -> tuple[int, ...] | None:
+        """What changes when another process writes the checkpoint."""
+        if self.checkpoint is None or not self.checkpoint.exists():
+            return None
+        facts = self.checkpoint.stat()
+        return facts.st_mtime_ns, facts.st_size, facts.st_ino
 
     def _track(self, loss: float) -> None:
         if not math.isfinite(loss):
-            self.loss = loss
             raise FloatingPointError(f"the loss is {loss} at step {self.step}; lower the learning rate")
         self.loss = loss if math.isnan(self.loss) else 0.95 * self.loss + 0.05 * loss
 
@@ -452,43 +523,94 @@ class Trainer:
         }
         tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.averaged_model.state_dict().items()}
-        facts = {"config": asdict(self.config), "step": self.step, "loss": self.loss}
+        settings = {"config": asdict(self.config), **self._run_settings}
+        facts = {"settings": settings, "step": self.step, "loss": self.loss, "moments": sorted(moments)}
         write_tensors(self.checkpoint, tensors | moments, facts)
+        self._seen = self._stamp()
 
     def load(self) -> None:
         """Continue from the checkpoint, if there is one."""
-        if self.checkpoint is None or not self.checkpoint.exists():
+        self._seen = self._stamp()
+        if self.checkpoint is None or self._seen is None:
             return
-        tensors, facts = read_tensors(self.checkpoint)
-        if facts.get("config") != asdict(self.config):
-            other = {k: v for k, v in facts.get("config", {}).items() if v != asdict(self.config).get(k)}
-            raise ValueError(
-                f"{self.checkpoint} belongs to a run with another configuration ({other}); "
-                "repeat that run's options, or choose another output folder"
-            )
+        path = self.checkpoint
+        tensors, facts = read_tensors(path)
+        found = facts.get("settings")
+        if self._extend and isinstance(found, dict) and isinstance(found.get("config"), dict):
+            found["config"]["steps"] = max(found["config"].get("steps", 0), self.config.steps)
+        check_settings(path, found, {"config": asdict(self.config), **self._run_settings})
 
         def part(prefix: str) -> dict[str, Tensor]:
             return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
-        try:
-            self.model.load_state_dict(part("model."))
-        except RuntimeError as error:
+        step, loss, moments = facts.get("step"), facts.get("loss"), [k for k in tensors if k.startswith("optimizer")]
+        if not (isinstance(step, int) and 0 <= step <= self.config.steps and isinstance(loss, float)):
             raise ValueError(
-                f"{self.checkpoint} belongs to a run with another network ({error}); choose another output folder"
-            ) from error
-        self.averaged_model.load_state_dict(part("average."))
+                f"{path} says that it stands at step {step!r} with loss {loss!r}; it is damaged: remove it"
+            )
+        if sorted(moments) != facts.get("moments") or (step > 0) != bool(moments):
+            raise ValueError(
+                f"{path} lacks moments of the optimiser, or has others than it should; it is damaged: remove it"
+            )
+        for prefix, model in (("model.", self.model), ("average.", self.averaged_model)):
+            check_tensors(path, part(prefix), model.state_dict(), None)
+        states = []
         for k, optimizer in enumerate(self.optimizers):
             parameters = optimizer.param_groups[0]["params"]
             state: dict[int, dict[str, Any]] = {}
             for name, value in part(f"optimizer{k}.").items():
-                index, key = name.split(".")
+                index, _, key = name.partition(".")
                 weight = parameters[int(index)].detach()
-                if value.shape == weight.shape:
-                    # a moment: the fused optimiser walks memory, not strides, so lay it out as its weight is
+                if (
+                    key != "step"
+                ):  # a moment: the fused optimiser walks memory, not strides, so lay it out as its weight is
+                    check_tensors(path, {name: value}, {name: weight}, None)
                     value = torch.empty_like(weight).copy_(value)
                 state.setdefault(int(index), {})[key] = value
+            states.append(state)
+        self.model.load_state_dict(part("model."))
+        self.averaged_model.load_state_dict(part("average."))
+        for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-        self.step, self.loss = facts["step"], facts["loss"]
+        self.step, self.loss = step, loss
+
+
+def _check_data(model: nn.Module, images: Tensor, labels: Any, batch_size: int) -> Tensor | None:
+    """The labels as int64 [N]; raise ValueError unless the images are bytes and each has a label that the model knows."""
+    check_bytes("images", images)
+    if len(images) < batch_size:
+        raise ValueError(f"{len(images)} images do not fill one batch of {batch_size}; use a smaller batch")
+    channels = (said_by(model, "image_shape") or images.shape[1:])[0]
+    if channels != images.shape[1]:
+        raise ValueError(f"the network takes images of {channels} channels, these have {images.shape[1]}")
+    if labels is None:
+        return None
+    if len(labels) != len(images):
+        raise ValueError(f"{len(images)} images need as many labels, got {len(labels)}")
+    return check_labels(labels, said_by(model, "num_classes"), len(images))
+
+
+@contextmanager
+def _noted_signals() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM only join the list, so that a step can end; a second one raises KeyboardInterrupt at once."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        noted.append(number)
+        if len(noted) > 1:
+            raise KeyboardInterrupt(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # others receive no signals
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _generator(*entropy: int) -> torch.Generator:

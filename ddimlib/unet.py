@@ -2,10 +2,19 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ddimlib.checks import check_int, check_number
+
+# in float32 and on the CPU, whatever torch's process-wide defaults are
+Conv2d = partial(nn.Conv2d, dtype=torch.float32, device="cpu")
+GroupNorm = partial(nn.GroupNorm, dtype=torch.float32, device="cpu")
+Linear = partial(nn.Linear, dtype=torch.float32, device="cpu")
+Embedding = partial(nn.Embedding, dtype=torch.float32, device="cpu")
 
 
 def time_features(t: Tensor, size: int) -> Tensor:
@@ -19,7 +28,7 @@ def time_features(t: Tensor, size: int) -> Tensor:
         [B, size], float32, in [-1, 1].
     """
     half = size // 2
-    frequency = torch.exp(-math.log(1e4) * torch.arange(half, device=t.device) / (half - 1))
+    frequency = torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1))
     angle = t.float()[:, None] * frequency
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
@@ -34,13 +43,13 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_width: int, out_width: int, embedding: int, dropout: float, groups: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_width)
-        self.conv1 = nn.Conv2d(in_width, out_width, 3, padding=1)
-        self.modulation = nn.Linear(embedding, 2 * out_width)
-        self.norm2 = nn.GroupNorm(groups, out_width)
+        self.norm1 = GroupNorm(groups, in_width)
+        self.conv1 = Conv2d(in_width, out_width, 3, padding=1)
+        self.modulation = Linear(embedding, 2 * out_width)
+        self.norm2 = GroupNorm(groups, out_width)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_width, out_width, 3, padding=1)
-        self.shortcut = nn.Identity() if in_width == out_width else nn.Conv2d(in_width, out_width, 1)
+        self.conv2 = Conv2d(out_width, out_width, 3, padding=1)
+        self.shortcut = nn.Identity() if in_width == out_width else Conv2d(in_width, out_width, 1)
         _start_at_zero(self.conv2)  # the block starts as its shortcut
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
@@ -56,9 +65,9 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, groups: int = 8) -> None:
         super().__init__()
         self.heads = next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
-        self.norm = nn.GroupNorm(groups, width)
-        self.qkv = nn.Conv2d(width, 3 * width, 1)
-        self.out = nn.Conv2d(width, width, 1)
+        self.norm = GroupNorm(groups, width)
+        self.qkv = Conv2d(width, 3 * width, 1)
+        self.out = Conv2d(width, width, 1)
         _start_at_zero(self.out)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -94,15 +103,15 @@ class UNet(nn.Module):
         widths: channels of each level, multiples of `groups`.
         blocks: residual blocks of each level.
         attention: whether the blocks of each level are followed by self-attention.
-        image_size: height and width that it is trained at; others work too, if every level halves them evenly.
+        image_size: the side of the square images that it is trained at, or (height, width); others work too, if every
+            level halves them evenly.
         num_classes: number of class labels, or None for a network without labels.
         dropout: probability, in [0, 1).
         groups: groups of each GroupNorm (Wu & He 2018). On a CPU few are quick: with two channels a group, the norms of the
             first level take longer than its convolutions.
 
     Raises:
-        ValueError: when `widths`, `blocks` and `attention` differ in length, or a width is not a multiple of `groups`, or
-            these are fewer than one.
+        ValueError: when a number is out of range, or `widths`, `blocks` and `attention` differ in length.
     """
 
     def __init__(
@@ -111,29 +120,41 @@ class UNet(nn.Module):
         widths: Sequence[int] = (16, 48, 96),
         blocks: Sequence[int] = (1, 1, 4),
         attention: Sequence[bool] = (False, False, True),
-        image_size: int = 28,
+        image_size: int | Sequence[int] = 28,
         num_classes: int | None = None,
         dropout: float = 0.0,
         groups: int = 8,
     ) -> None:
         super().__init__()
-        if not len(widths) == len(blocks) == len(attention):
+        levels = (widths, blocks, attention)
+        if not all(isinstance(x, list | tuple) and len(x) == len(widths) > 0 for x in levels):
+            raise ValueError(f"widths, blocks and attention must be lists, one entry a level, got {levels}")
+        # beyond the upper limits a network would build for ever
+        channels, groups = check_int("channels", channels, 1, 64), check_int("groups", groups, 1)
+        widths, blocks = (
+            [check_int("each width", w, 1, 4096) for w in widths],
+            [check_int("blocks", n, 1, 64) for n in blocks],
+        )
+        num_classes = None if num_classes is None else check_int("num_classes", num_classes, 1, 10**6)
+        if bad := [w for w in widths if w % groups]:
+            raise ValueError(f"widths must be multiples of {groups} (GroupNorm has {groups} groups), got {bad}")
+        if any(entry not in (False, True) for entry in attention):
+            raise ValueError(f"attention must be True or False for each level, got {attention}")
+        if check_number("dropout", dropout, 0) >= 1:
+            raise ValueError(f"dropout must be below 1, got {dropout}; it is the probability to drop a number")
+        self.scale = 2 ** (len(widths) - 1)
+        size = image_size if isinstance(image_size, list | tuple) else (image_size, image_size)
+        if len(size) != 2 or any(check_int("image_size", side, 1) % self.scale for side in size):
             raise ValueError(
-                f"widths, blocks and attention need one entry a level, got {len(widths)}, {len(blocks)} "
-                f"and {len(attention)} entries; make them equally long"
+                f"image_size must be one or two multiples of {self.scale}, so that {len(widths)} levels halve it evenly, got "
+                f"{image_size}; pad or resize the images"
             )
-        if groups < 1:
-            raise ValueError(f"groups must be at least 1, got {groups}")
-        if bad := [w for w in widths if w % groups or w <= 0]:
-            raise ValueError(
-                f"widths must be positive multiples of {groups} (GroupNorm has {groups} groups), got {bad}"
-            )
-        self.image_shape = (channels, image_size, image_size)
+        self.image_shape = (channels, int(size[0]), int(size[1]))
         self.num_classes = num_classes
         embedding = 128
-        self.time_mlp = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
+        self.time_mlp = nn.Sequential(Linear(64, embedding), nn.SiLU(), Linear(embedding, embedding))
         # one row more than there are classes: the last stands for "no label"
-        self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, embedding)
+        self.label_embedding = None if num_classes is None else Embedding(num_classes + 1, embedding)
 
         def stages_of(in_width: int, level: int) -> nn.ModuleList:
             w = widths[level]
@@ -143,18 +164,17 @@ class UNet(nn.Module):
             )
 
         lowest = len(widths) - 1
-        self.scale = 2**lowest
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.stem = Conv2d(channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stages_of(widths[i], i) for i in range(lowest))
-        self.shrink = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1) for i in range(lowest))
+        self.shrink = nn.ModuleList(Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1) for i in range(lowest))
         self.bottom = stages_of(widths[lowest], lowest)
         self.grow = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(widths[i + 1], widths[i], 1), nn.Upsample(scale_factor=2)) for i in range(lowest)
+            nn.Sequential(Conv2d(widths[i + 1], widths[i], 1), nn.Upsample(scale_factor=2)) for i in range(lowest)
         )
         self.up = nn.ModuleList(stages_of(2 * widths[i], i) for i in range(lowest))
-        last = nn.Conv2d(widths[0], channels, 3, padding=1)
+        last = Conv2d(widths[0], channels, 3, padding=1)
         _start_at_zero(last)
-        self.head = nn.Sequential(nn.GroupNorm(groups, widths[0]), nn.SiLU(), last)
+        self.head = nn.Sequential(GroupNorm(groups, widths[0]), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         if x.shape[1] != self.image_shape[0] or x.shape[2] % self.scale or x.shape[3] % self.scale:

@@ -23,7 +23,7 @@ BAD_ETAS = [-0.1, 1.1, float("nan"), float("inf"), "tilde", None]
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Standard Gaussian noise, the same on every call."""
-    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, dtype=dtype, device="cpu", generator=torch.Generator().manual_seed(seed))
 
 
 def last(states: Iterable[Tensor]) -> Tensor:
@@ -148,9 +148,10 @@ class FakeGraphs:
                         old.copy_(fresh)
 
     class graph(TorchDispatchMode):
-        def __init__(self, graph: "FakeGraphs.CUDAGraph") -> None:
+        def __init__(self, graph: "FakeGraphs.CUDAGraph", pool: object = None) -> None:
             super().__init__()
             self.target = graph
+            graph.pool = pool
 
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             if func.name() == "aten::_local_scalar_dense":
@@ -168,15 +169,18 @@ class FakeGraphs:
         for name in ("CUDAGraph", "graph", "Stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(cls, name))
         monkeypatch.setattr(torch.cuda, "current_stream", cls.Stream)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
         for name in ("stream", "device"):
             monkeypatch.setattr(torch.cuda, name, lambda _: nullcontext())
 
 
 def write_colour_images(folder: Path, classes: str = "ab", size: int = 32, per_class: int = 4) -> None:
-    """Random images, where ImageFolder finds them."""
+    """Random images, each class around a colour of its own, where ImageFolder finds them."""
     generator = np.random.default_rng(0)
+    colours = generator.integers(0, 200, (len(classes), 3))
     for part in ("train", "test"):
         for k in range(len(classes) * per_class):
             path = folder / part / classes[k % len(classes)] / f"{k}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(generator.integers(0, 256, (size, size, 3), dtype=np.uint8)).save(path)
+            pixels = colours[k % len(classes)] + generator.integers(0, 56, (size, size, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(path)

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import sampler as benchmark
 import torch
 from helpers import last, randn
+from sampler import main
 from torch import nn
 
-from ddimlib import NoiseSchedule, UNet, VelocityDenoiser, benchmark, ddim, timesteps
-from ddimlib.__main__ import main
+from ddimlib import NoiseSchedule, UNet, VelocityDenoiser, ddim, timesteps
 from ddimlib.plotting import plot_benchmark
 from ddimlib.pretrained import save_model
 
@@ -45,7 +46,6 @@ def command(path, out, *options):
     """Arguments of a benchmark of one row that takes no time; of an option given twice, the last counts."""
     base = ["--batch", "2", "--steps", "5", "--peers", "tutorial", "--repeats", "2", "--seconds", "0"]
     return [
-        "benchmark",
         "--model",
         str(path),
         "--device",
@@ -150,7 +150,7 @@ def test_a_table_of_another_seed_is_not_continued(path, tmp_path, capsys):
     out = tmp_path / "table.json"
     assert main(command(path, out)) == 0
     assert main(command(path, out, "--seed", "1")) == 2
-    assert "choose another file" in capsys.readouterr().err
+    assert "choose another output" in capsys.readouterr().err
 
 
 def test_a_sampler_that_draws_other_images_is_refused(path, tmp_path, monkeypatch, capsys):
@@ -201,7 +201,7 @@ def test_the_figure_has_a_panel_for_each_batch(path, tmp_path):
     assert [axis.get_title() for axis in figure.axes] == ["batch 1", "batch 2"]
 
 
-def test_the_script_is_the_command():
+def test_the_script_says_how_it_is_used():
     script = Path(__file__).parent.parent / "benchmarks" / "sampler.py"
     result = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
-    assert "python -m ddimlib benchmark" in result.stdout
+    assert "python benchmarks/sampler.py" in result.stdout

@@ -13,9 +13,9 @@ import test_notebooks as notebooks
 from helpers import write_colour_images
 
 from ddimlib.distributed import load_samples
-from ddimlib.evaluation import weights_digest
 from ddimlib.metrics import Judge
 from ddimlib.pretrained import load_model
+from ddimlib.provenance import weights_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTER = ROOT / "book" / "11-colour.ipynb"
@@ -28,9 +28,9 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     write_colour_images(folder / "data" / "cifar10", classes="abcdefghij", per_class=2)
     shutil.copytree(ROOT / "ddimlib", folder / "ddimlib", ignore=shutil.ignore_patterns("__pycache__", "*cifar10*"))
-    sizes = ["EPOCHS=1", "N=4", "STEPS_N=4", "ETA_N=4", "BATCH=4", "IMAGES=2", "QUALITY=2", "STEPS=2 10 20"]
+    sizes = ["EPOCHS=40", "N=4", "STEPS_N=4", "ETA_N=4", "BATCH=4", "IMAGES=2", "QUALITY=2", "STEPS=2 10 20"]
     sizes += ["ETA_STEPS=2 10", "RECONSTRUCTION_STEPS=10 20", "SPACING_STEPS=2 10", "GRID_STEPS=2", "EVAL=--quiet"]
-    sizes += ["""TRAIN=--steps 2 --batch-size 8 --network '{"widths": [8, 16, 16], "blocks": [1, 1, 1]}'"""]
+    sizes += ["""TRAIN=--steps 2 --batch-size 8 --widths 8 16 16 --blocks 1 1 1"""]
     places = ["DATA=data", "RUNS=runs", "SHIPPED=ddimlib", f"BIN={Path(sys.executable).parent}", "STAMP="]
     command = ["make", "--file", str(ROOT / "Makefile"), "weights", "NETWORKS=cifar10", *sizes, *places]
     subprocess.run(command, cwd=folder, check=True, capture_output=True)

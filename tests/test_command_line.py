@@ -1,6 +1,7 @@
 """The command line: what it writes, what it says when something is wrong, and that it can be interrupted."""
 
 import json
+import os
 import struct
 import subprocess
 import sys
@@ -11,14 +12,18 @@ import pytest
 import torch
 from helpers import write_colour_images
 from PIL import Image
+from weights import main as tables
+from weights import reconstruct
 
-from ddimlib import evaluation, training
+from ddimlib import __version__, evaluation, training
 from ddimlib.__main__ import main
-from ddimlib.evaluation import evaluate, evaluation_labels, reconstruct, weights_digest
+from ddimlib.evaluation import evaluate, evaluation_labels
 from ddimlib.metrics import Classifier, InceptionDistance, Judge
 from ddimlib.pretrained import build_model, load_model, save_model
+from ddimlib.provenance import weights_digest
 from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
+from ddimlib.storage import read_tensors
 from ddimlib.timesteps import timesteps
 
 TINY = {"widths": (8, 8, 8), "blocks": (1, 1, 1), "num_classes": 10}
@@ -81,14 +86,14 @@ def test_the_seed_and_the_label_decide_the_picture(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--steps", "0"], "must lie in 1..1000 (the schedule's length), got 0"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
         (["--steps", "1001"], "got 1001"),
         (["--eta", "1.5"], "got 1.5"),
         (["--labels", "3", "10"], "0..9"),
         (["--guidance", "2"], "needs labels"),
         (["--model", "imagenet"], "no model 'imagenet'"),
         (["--model", "missing.safetensors"], "no file missing.safetensors"),
-        (["--clip", "-1"], "clip must be positive"),
+        (["--clip", "-1"], "clip must be a finite number above 0, got -1.0"),
     ],
 )
 def test_a_bad_option_is_one_clear_line_and_leaves_no_file(tiny_model, tmp_path, capsys, options, message):
@@ -103,12 +108,20 @@ def test_a_bad_option_is_one_clear_line_and_leaves_no_file(tiny_model, tmp_path,
 
 def test_help_shows_a_first_command_and_every_default():
     def help_of(*command):
-        return subprocess.run(
+        run = subprocess.run(
             [sys.executable, "-m", "ddimlib", *command, "--help"], capture_output=True, text=True, check=True
-        ).stdout.replace("\n", " ")  # argparse breaks lines to the width of the terminal
+        )
+        return " ".join(run.stdout.replace("│", " ").split())  # lines are broken to the width of the terminal
 
-    assert "python -m ddimlib sample --model mnist --steps 20 --n 64 --out grid.png" in help_of()
+    assert "ddimlib sample --model mnist --steps 20 --n 64 --out grid.png" in help_of()
     assert "(default: 50)" in help_of("sample")
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"ddimlib {__version__}\n"
 
 
 def test_training_runs_to_its_end_and_its_model_can_be_sampled(mnist_root, tmp_path, monkeypatch, capsys):
@@ -144,13 +157,13 @@ def test_training_runs_to_its_end_and_its_model_can_be_sampled(mnist_root, tmp_p
     )
 
     assert main([*arguments, "--learning-rate", "0.5"]) == 2
-    assert "another configuration" in capsys.readouterr().err
+    assert "learning_rate = 0.002, not 0.5" in capsys.readouterr().err
 
 
 def test_a_folder_of_images_trains_a_network_of_their_shape(tmp_path):
     write_colour_images(tmp_path / "things", size=16)
     out = tmp_path / "run"
-    arguments = ["train", str(tmp_path / "things"), "--recipe", "mnist", "--network", '{"widths": [8, 8, 8]}']
+    arguments = ["train", str(tmp_path / "things"), "--recipe", "mnist", "--widths", "8", "8", "8"]
     assert main([*arguments, "--out", str(out), "--steps", "1", "--batch-size", "8", "--quiet"]) == 0
     model, _ = load_model(out / "model.safetensors")
     assert (model.image_shape, model.num_classes) == ((3, 16, 16), 2)
@@ -175,8 +188,8 @@ def test_training_in_minutes_says_that_it_is_unfinished_and_continues(mnist_root
     [
         (["train", "imagenet"], "no data set 'imagenet'"),
         (["judge", "imagenet"], "no data set 'imagenet'"),
-        (["sample", "--model", "cifar10"], "python -m ddimlib train cifar10"),
-        (["evaluate", "--model", "mnist", "--judge", "cifar10"], "python -m ddimlib judge cifar10"),
+        (["sample", "--model", "cifar10"], "ddimlib train cifar10"),
+        (["evaluate", "--model", "mnist", "--judge", "cifar10"], "ddimlib judge cifar10"),
     ],
 )
 def test_what_is_not_there_is_named_with_the_way_to_get_it(arguments, message, tmp_path, monkeypatch, capsys):
@@ -193,7 +206,7 @@ def test_models_can_be_averaged(tiny_model, tmp_path):
         paths.append(tmp_path / f"model{i}.safetensors")
         paths[-1].write_bytes(tiny_model.read_bytes())
         paths[-1].with_suffix(".json").write_text(json.dumps({"data": "mnist", "steps": i}))
-    assert main(["average", *map(str, paths), "--out", str(tmp_path / "mean")]) == 0
+    assert tables(["average", *map(str, paths), "--out", str(tmp_path / "mean")]) == 0
     assert weights_digest(load_model(tmp_path / "mean" / "model.safetensors")[0]) == weights_digest(
         load_model(tiny_model)[0]
     )
@@ -212,6 +225,93 @@ def test_training_can_start_from_the_weights_of_a_model(mnist_root, tiny_model, 
     assert main([*arguments, "--start-from", str(first), "--learning-rate", "0"]) == 0
     assert weights_digest(load_model(out / "model.safetensors")[0]) == weights_digest(load_model(tiny_model)[0])
     assert json.loads((out / "model.json").read_text())["started_from"] == {"model": str(first), "steps": 7}
+
+
+SMALL = ["--widths", "8", "8", "8", "--blocks", "1", "1", "1", "--batch-size", "8", "--quiet"]
+
+
+def test_a_model_trained_further_keeps_its_weights_and_its_grey_and_gets_the_classes_of_the_data(tiny_model, tmp_path):
+    write_colour_images(tmp_path / "things", size=28)
+    arguments = ["train", str(tmp_path / "things"), "--start-from", str(tiny_model), "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--steps", "1", "--batch-size", "8", "--learning-rate", "0", "--quiet"]) == 0
+    model, before = load_model(tmp_path / "run")[0], load_model(tiny_model)[0]
+    assert (model.image_shape, model.num_classes) == ((1, 28, 28), 2)
+    theirs = before.state_dict()
+    same = [torch.equal(value, theirs[name]) for name, value in model.state_dict().items() if "label" not in name]
+    assert len(same) > 20
+    assert all(same)
+
+
+def test_pictures_without_classes_are_trained_on_with_the_schedule_asked_for_and_extended(tmp_path):
+    for i in range(9):
+        path = tmp_path / "flat" / f"{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (16, 16), 20 * i).save(path)
+    arguments = ["train", str(tmp_path / "flat"), "--schedule", "cosine", "--out", str(tmp_path / "run"), *SMALL]
+    assert main([*arguments, "--steps", "2"]) == 0
+    model, schedule = load_model(tmp_path / "run")
+    assert (model.image_shape, model.num_classes) == ((1, 16, 16), None)
+    assert schedule.same_as(NoiseSchedule.cosine())
+    assert main([*arguments, "--steps", "4"]) == 2
+    assert main([*arguments, "--steps", "4", "--extend"]) == 0
+    assert json.loads((tmp_path / "run" / "model.json").read_text())["steps"] == 4
+    assert main(sampling(tmp_path / "run", tmp_path / "a.png")) == 0  # a run's folder stands for its model
+
+
+def test_the_length_of_a_run_is_chosen_to_fit_and_kept(tmp_path, capsys):
+    write_colour_images(tmp_path / "things", size=8)
+    out = tmp_path / "run"
+    arguments = ["train", str(tmp_path / "things"), "--fit-minutes", "0.5", "--out", str(out), *SMALL]
+    assert main([*arguments, "--minutes", "0"]) == 3
+    steps = read_tensors(out / "checkpoint.safetensors")[1]["settings"]["config"]["steps"]
+    assert f"{steps} steps fit into 0.5 minutes" in capsys.readouterr().out
+    assert main([*arguments, "--minutes", "0"]) == 3
+    assert f"unfinished: 2 of {steps} steps" in capsys.readouterr().err
+
+
+def test_a_film_shows_how_the_images_form(tmp_path):
+    for name, kind in (("a.gif", []), ("b.webp", ["--kind", "film"])):
+        assert main(sampling("mnist", tmp_path / name, "--steps", "3", *kind)) == 0
+        film = Image.open(tmp_path / name)
+        assert film.n_frames == 4
+        assert film.size == (3 * (2 * 30 + 2), 3 * 32)
+
+
+def test_pictures_of_their_own_and_other_formats(tiny_model, tmp_path):
+    assert main(sampling(tiny_model, tmp_path / "all", "--kind", "pictures", "--scale", "2")) == 0
+    assert [path.name for path in sorted((tmp_path / "all").iterdir())] == ["00000.png", "00001.png"]
+    assert picture(tmp_path / "all" / "00000.png").shape == (56, 56)
+    assert main(sampling(tiny_model, tmp_path / "a.jpg")) == 0
+    assert Image.open(tmp_path / "a.jpg").format == "JPEG"
+
+
+def test_interpolation_and_inversion_draw_their_rows(tiny_model, tmp_path, capsys):
+    common = ["--model", str(tiny_model), "--steps", "2", "--scale", "1", "--quiet"]
+    assert main(["interpolate", *common, "--n", "5", "--label", "3", "--out", str(tmp_path / "a.png")]) == 0
+    assert picture(tmp_path / "a.png").shape == (32, 5 * 30 + 2)
+    assert main(["invert", *common, "--data", "mnist", "--n", "3", "--out", str(tmp_path / "b.png")]) == 0
+    assert picture(tmp_path / "b.png").shape == (3 * 30 + 2, 3 * 30 + 2)
+    assert "mean square error" in capsys.readouterr().out
+
+
+def test_what_begins_again_does_not_promise_to_continue(tiny_model, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddimlib.__main__.sample", interrupted)
+    monkeypatch.setattr("ddimlib.distributed.sample", interrupted)
+    assert main(sampling(tiny_model, tmp_path / "a.png")) == 130
+    assert "nothing is kept" in capsys.readouterr().err
+    assert main(sampling(tiny_model, tmp_path / "folder")) == 130
+    assert "continues where this one stopped" in capsys.readouterr().err
+
+
+def test_an_ascii_terminal_shows_what_it_can(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-m", "ddimlib", "sample", "--model", "nirgends-ᾱ"]
+    run = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
+    assert run.returncode == 2
+    assert run.stderr.startswith(b"error: no model")
 
 
 def test_interrupted_training_says_how_to_go_on(mnist_root, tmp_path, monkeypatch, capsys):
@@ -317,7 +417,8 @@ def test_fid_and_precision_are_in_the_table_when_asked_for(tiny_model, judge, tm
         tiny_model, judge, tmp_path / "table.json", inception=inception, bf16=True, compile=True, **one
     )
     assert seen == [(False, False), (True, True)]
-    assert table["settings"] == plain["settings"] | {"bf16": True, "fid_real_images": 30}
+    assert table["settings"] == plain["settings"] | {"bf16": True, **inception.settings}
+    assert inception.settings["fid_real_images"] == 30
     assert "fid" not in plain["rows"][0]
     assert table["rows"][0]["fid"] == pytest.approx(inception(images), abs=1e-3)
     assert table["rows"][0]["frechet"] == plain["rows"][0]["frechet"]  # the judge stays in float32
@@ -327,7 +428,7 @@ def test_a_table_of_other_settings_is_not_overwritten(tiny_model, judge, tmp_pat
     out = tmp_path / "table.json"
     evaluate_tiny(tiny_model, judge, out, steps=[1], etas=[0.0])
     before = out.read_bytes()
-    with pytest.raises(ValueError, match="choose another file"):
+    with pytest.raises(ValueError, match="choose another output"):
         evaluate_tiny(tiny_model, judge, out, n=30)
     assert out.read_bytes() == before
 
@@ -407,14 +508,14 @@ def test_an_interrupted_reconstruction_is_continued_and_the_batch_does_not_matte
 def test_a_reconstruction_of_other_images_is_not_overwritten(tiny_model, tmp_path):
     out = tmp_path / "table.json"
     reconstruct_tiny(tiny_model, out, steps=[2])
-    with pytest.raises(ValueError, match="choose another file"):
+    with pytest.raises(ValueError, match="choose another output"):
         reconstruct_tiny(tiny_model, out, n=7, steps=[2])
 
 
 def test_reconstruct_prints_its_table(tiny_model, tmp_path, capsys):
     out = tmp_path / "table.json"
     command = ["reconstruct", "--model", str(tiny_model), "--data", "mnist", "--steps", "2", "--iterations", "0", "1"]
-    assert main([*command, "--n", "3", "--out", str(out)]) == 0
+    assert tables([*command, "--n", "3", "--out", str(out)]) == 0
     assert len(json.loads(out.read_text())["rows"]) == 2
     assert "mean square" in capsys.readouterr().out
 
@@ -422,9 +523,9 @@ def test_reconstruct_prints_its_table(tiny_model, tmp_path, capsys):
 def test_reconstruct_asks_for_no_more_images_than_there_are(tiny_model, tmp_path, capsys):
     out = tmp_path / "table.json"
     for n in ("0", "201"):
-        assert main(["reconstruct", "--model", str(tiny_model), "--data", "mnist", "--n", n, "--out", str(out)]) == 2
+        assert tables(["reconstruct", "--model", str(tiny_model), "--data", "mnist", "--n", n, "--out", str(out)]) == 2
         assert f"must lie in 1..200, the number of images at hand, got {n}" in capsys.readouterr().err
-    assert main(["reconstruct", "--model", str(tiny_model), "--out", str(out)]) == 2  # whose images?
+    assert tables(["reconstruct", "--model", str(tiny_model), "--out", str(out)]) == 2  # whose images?
     assert "use one of mnist, fashion, cifar10, or a folder" in capsys.readouterr().err
     assert not out.exists()
 

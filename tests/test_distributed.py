@@ -25,12 +25,13 @@ from ddimlib import distributed, load_model, sample, save_model, storage, traini
 from ddimlib.data import to_bytes
 from ddimlib.distributed import SamplingConfig, exchange, load_samples, local_device, process_group, sample_shards
 from ddimlib.pretrained import build_model
+from ddimlib.provenance import model_settings
 from ddimlib.storage import read_tensors
 from ddimlib.training import Trainer, TrainingConfig
 
 SCHEDULE = short_schedule()
-# Eight shards of two batches of four; the last shard has one batch, of which one image is wanted.
-CONFIG = SamplingConfig(57, steps=3, eta=0.5, seed=7, labels=[2, 0, 1], batch_size=4, shard_batches=2)
+# Eight files of eight images; of the last, one image is wanted.
+CONFIG = SamplingConfig(57, steps=3, eta=0.5, seed=7, labels=[2, 0, 1], batch_size=8)
 NAMES = [f"shard-{i:05d}.safetensors" for i in range(8)]
 TRAINING = TrainingConfig(steps=6, batch_size=12, learning_rate=5e-3, warmup=2, ema=0.9, flip=True)
 
@@ -131,8 +132,8 @@ def in_processes(size: int, folder: Path, function, *arguments, wait: float = 24
 
 def test_shards_hold_what_the_sampler_draws(model_path, whole):
     model, schedule = load_model(model_path)
-    labels = torch.tensor([2, 0, 1] * 20)
-    drawn = sample(model, schedule, (60, 1, 8, 8), 3, 0.5, seed=7, labels=labels, batch_size=4)
+    labels = torch.tensor([2, 0, 1] * 22)[:64]
+    drawn = sample(model, schedule, (64, 1, 8, 8), 3, 0.5, seed=7, labels=labels, batch_size=8)
     images, classes = load_samples(whole)
     assert images.dtype == torch.uint8
     assert torch.equal(images, to_bytes(drawn)[:57])
@@ -146,13 +147,13 @@ def test_every_batch_is_full(model_path, tmp_path, monkeypatch):
     original = distributed.sample
     monkeypatch.setattr(distributed, "sample", lambda *a, **o: shapes.append(a[2]) or original(*a, **o))
     draw(model_path, tmp_path, replace(CONFIG, n=13))
-    assert shapes == [(4, 1, 8, 8)] * 4
+    assert shapes == [(8, 1, 8, 8)] * 2
     assert len(load_samples(tmp_path)[0]) == 13
 
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_any_number_of_processes_draws_the_same_bytes(processes, model_path, whole, tmp_path):
-    """Eight shards: two processes take four turns; of three, one has nothing to do in the last turn."""
+    """Eight files: two processes draw four each; of three, one draws only two."""
     statuses, errors = in_processes(
         processes, tmp_path / "log", command_line.main, options(model_path, tmp_path / "out")
     )
@@ -162,7 +163,7 @@ def test_any_number_of_processes_draws_the_same_bytes(processes, model_path, who
     assert "57/57" in errors[0]
     assert errors[1:] == [""] * (processes - 1)  # progress is shown once
     ours, theirs = (json.loads((folder / "manifest.json").read_text()) for folder in (tmp_path / "out", whole))
-    assert ours["shards"] == theirs["shards"]
+    assert ours["settings"] == theirs["settings"]
     assert ours["provenance"][0]["processes"] == processes
     assert ours["complete"]
 
@@ -192,7 +193,7 @@ def test_other_settings_in_the_same_folder_are_refused_by_all_with_one_message(m
     assert statuses == [2, 2]
     assert errors[0].startswith("error: rank 0: ")
     assert "belongs to a run with other settings (eta = 0.5, not 1.0; seed = 7, not 8)" in errors[0]
-    assert "choose another folder" in errors[0]
+    assert "choose another output" in errors[0]
     assert errors[1] == ""
     assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
@@ -200,14 +201,12 @@ def test_other_settings_in_the_same_folder_are_refused_by_all_with_one_message(m
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"n": 56}, "n = 57, not 56"),
         ({"steps": 4}, "steps = 3, not 4"),
         ({"spacing": "leading"}, "spacing = 'linspace', not 'leading'"),
         ({"labels": [0]}, r"labels = \[2, 0, 1\], not \[0\]"),
         ({"guidance": 2.0}, "guidance = 1.0, not 2.0"),
         ({"clip": 1.0}, "clip = None, not 1.0"),
-        ({"batch_size": 8}, "batch_size = 4, not 8"),
-        ({"shard_batches": 1}, "shard_batches = 2, not 1"),
+        ({"batch_size": 4}, "batch_size = 8, not 4"),
     ],
 )
 @pytest.mark.parametrize("kept", ["*", "manifest.json", "shard-*"])
@@ -241,7 +240,7 @@ def test_a_bad_setting_leaves_no_folder_behind(change, named, model_path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["n", "batch_size", "shard_batches"])
+@pytest.mark.parametrize("name", ["n", "steps", "batch_size"])
 def test_counts_are_positive(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
         replace(CONFIG, **{name: 0})
@@ -264,7 +263,7 @@ def test_a_longer_run_begins_with_the_same_images(model_path, whole, tmp_path):
 
 @pytest.mark.parametrize("batch_size", [1, 5, 19])
 def test_another_batch_size_changes_the_images_by_rounding_only(batch_size, model_path, whole, tmp_path):
-    draw(model_path, tmp_path, replace(CONFIG, batch_size=batch_size, shard_batches=3))
+    draw(model_path, tmp_path, replace(CONFIG, batch_size=batch_size))
     difference = load_samples(tmp_path)[0].int() - load_samples(whole)[0].int()
     assert difference.abs().max() <= 1
     assert (difference != 0).double().mean() < 1e-3  # a byte that lay between two levels
@@ -272,21 +271,16 @@ def test_another_batch_size_changes_the_images_by_rounding_only(batch_size, mode
 
 def test_the_manifest_says_what_is_there_and_where_it_comes_from(model_path, whole):
     manifest = json.loads((whole / "manifest.json").read_text())
-    assert manifest["settings"] == vars(CONFIG) | {
-        "weights": ddimlib.evaluation.weights_digest(load_model(model_path)[0]), "shape": [1, 8, 8],
-    }  # fmt: skip
-    assert manifest["complete"]
-    assert manifest["provenance"] == [{"command": "test", "processes": 1}]
-    assert [entry["file"] for entry in manifest["shards"]] == NAMES
-    assert [(entry["first"], entry["count"]) for entry in manifest["shards"]] == [
-        *((8 * i, 8) for i in range(7)),
-        (56, 1),
-    ]
-    sums = subprocess.run(["sha256sum", *NAMES], cwd=whole, capture_output=True, text=True, check=True).stdout.split()[
-        ::2
-    ]
-    assert [entry["sha256"] for entry in manifest["shards"]] == sums
-    assert list(whole.glob(".*")) == []
+    model, schedule = load_model(model_path)
+    settings = vars(CONFIG) | model_settings(model, schedule) | {"shape": [1, 8, 8]}
+    assert manifest == {
+        "settings": json.loads(json.dumps({k: v for k, v in settings.items() if k != "n"})),
+        "n": 57,
+        "complete": True,
+        "provenance": [{"command": "test", "processes": 1}],
+    }
+    assert list(shards(whole)) == NAMES
+    assert list(whole.glob(".*.tmp")) == []
 
 
 # --- stop and continue -----------------------------------------------------------------------------------------------
@@ -300,10 +294,9 @@ def test_only_what_is_missing_is_drawn(model_path, whole, tmp_path, monkeypatch)
     """Whatever was lost: a shard, a shard that the manifest does not list yet, the manifest."""
     draw(model_path, tmp_path)
     (tmp_path / NAMES[2]).unlink()
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    manifest |= {"shards": manifest["shards"][:5], "complete": False}
+    manifest = json.loads((tmp_path / "manifest.json").read_text()) | {"complete": False}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    (tmp_path / f".{NAMES[2]}.123.tmp").write_bytes(b"half a shard")
+    (tmp_path / f".{NAMES[2]}.{storage._HOST}.{gone()}.0.tmp").write_bytes(b"half a shard")
     before = stamps(tmp_path)
     with pytest.raises(ValueError, match="not complete"):
         load_samples(tmp_path)
@@ -312,10 +305,10 @@ def test_only_what_is_missing_is_drawn(model_path, whole, tmp_path, monkeypatch)
     original = distributed.sample
     monkeypatch.setattr(distributed, "sample", lambda *a, **o: drawn.append(o["first"]) or original(*a, **o))
     draw(model_path, tmp_path)
-    assert drawn == [16, 20]
+    assert drawn == [16]
     assert shards(tmp_path) == shards(whole)
     assert {name: stamp for name, stamp in stamps(tmp_path).items() if name != NAMES[2]} == before
-    assert list(tmp_path.glob(".*")) == []
+    assert list(tmp_path.glob(".*.tmp")) == []
     assert len(json.loads((tmp_path / "manifest.json").read_text())["provenance"]) == 2
 
     drawn.clear()
@@ -327,6 +320,12 @@ def test_only_what_is_missing_is_drawn(model_path, whole, tmp_path, monkeypatch)
     draw(model_path, tmp_path)
     assert drawn == []
     assert len(load_samples(tmp_path)[0]) == 57
+
+
+def gone() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        return process.pid
 
 
 def damage(path):
@@ -342,7 +341,7 @@ def test_a_damaged_shard_is_refused_and_drawn_again_when_removed(harm, model_pat
     draw(model_path, tmp_path)
     harm(tmp_path / NAMES[3])
     for read in (load_samples, lambda folder: draw(model_path, folder)):
-        with pytest.raises(ValueError, match=f"{NAMES[3]} is not the file.*remove it"):
+        with pytest.raises(ValueError, match=f"{NAMES[3]} .*If you remove the file"):
             read(tmp_path)
     (tmp_path / NAMES[3]).unlink()
     with pytest.raises(FileNotFoundError, match=NAMES[3]):
@@ -356,7 +355,7 @@ def test_a_folder_without_samples_is_named(tmp_path):
         load_samples(tmp_path)
 
 
-KILLED_IN_THE_SECOND_TURN = """
+KILLED_WHILE_IT_WRITES = """
 import os, signal
 
 def replace(source, target, replace=os.replace):
@@ -371,7 +370,7 @@ os.replace = replace
 def test_a_killed_rank_ends_the_run_and_other_ranks_continue_it(model_path, whole, tmp_path):
     """Rank 1 of 2 is killed between writing its second shard and naming it; three processes then draw what is missing."""
     out = tmp_path / "out"
-    (tmp_path / "sitecustomize.py").write_text(KILLED_IN_THE_SECOND_TURN)  # every Python runs it at its start
+    (tmp_path / "sitecustomize.py").write_text(KILLED_WHILE_IT_WRITES)  # every Python runs it at its start
     path = os.pathsep.join([str(tmp_path), str(Path(ddimlib.__file__).parents[1])])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "ddimlib"]
     # -n: before Python 3.12.8, torchrun itself stumbles over --n
@@ -385,8 +384,8 @@ def test_a_killed_rank_ends_the_run_and_other_ranks_continue_it(model_path, whol
     assert "the same command again continues" in run.stderr
     assert "Signal 9 (SIGKILL)" in run.stderr  # torchrun's own report names the cause
     there = shards(out)
-    assert NAMES[:2] == list(there)[:2]
-    assert there.keys() <= set(NAMES[:3])  # rank 0 may or may not have come to name its own
+    assert NAMES[1] in there  # rank 1 had finished its first; rank 0 went on until it was told to stop
+    assert there.keys() <= {NAMES[1], *NAMES[::2]}
     assert all(there[name] == shards(whole)[name] for name in there)
     assert not json.loads((out / "manifest.json").read_text())["complete"]
     assert list(out.glob(f".{NAMES[3]}.*.tmp"))
@@ -395,11 +394,11 @@ def test_a_killed_rank_ends_the_run_and_other_ranks_continue_it(model_path, whol
     statuses, errors = in_processes(3, tmp_path / "log", command_line.main, options(model_path, out, CONFIG, "--quiet"))
     assert statuses == [0, 0, 0], errors
     assert (tmp_path / "log" / "rank-0.out").read_text() == (
-        f"wrote {out}: 57 images in 8 shards, and manifest.json about them\n"
+        f"wrote {out}: 57 images in 8 files, and manifest.json about them\n"
     )
     assert shards(out) == shards(whole)
     assert {name: stamps(out)[name] for name in before} == before  # nothing was drawn twice
-    assert list(out.glob(".*")) == []
+    assert list(out.glob(".*.tmp")) == []
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["complete"]
     assert [start["processes"] for start in manifest["provenance"]] == [2, 3]
@@ -481,7 +480,7 @@ def test_each_process_has_a_gpu_of_its_own():
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (["sample", "--out", "grid.PNG"], "one picture, drawn by one process; under torchrun give --out a folder"),
+        (["sample", "--out", "grid.PNG"], "is drawn by one process; under torchrun give --out a folder"),
         (["evaluate"], "only train and sample"),
         (["judge", "mnist"], "only train and sample"),
     ],
@@ -612,6 +611,53 @@ def test_the_train_command_survives_the_death_of_a_rank(tmp_path):
     assert card["steps"] == 6
     assert "wrote" in (tmp_path / "b" / "rank-0.out").read_text()
     assert (tmp_path / "b" / "rank-1.out").read_text() == ""
+
+
+def test_running_out_of_minutes_is_no_failure_to_torchrun(tmp_path):
+    arguments = ["train", "mnist", "--out", str(tmp_path / "run"), "--batch-size", "12", "--device", "cpu", "--quiet"]
+    statuses, errors = in_processes(2, tmp_path / "a", command_that_dies, [*arguments, "--minutes", "0"], -1)
+    assert statuses == [0, 0], errors
+    assert errors[0].startswith("unfinished: 1 of 6 steps")
+
+
+def test_a_larger_n_continues_and_a_smaller_one_is_refused(model_path, whole, tmp_path):
+    draw(model_path, tmp_path, replace(CONFIG, n=18))
+    before = stamps(tmp_path)
+    draw(model_path, tmp_path)
+    assert shards(tmp_path) == shards(whole)
+    assert {name: stamps(tmp_path)[name] for name in before} == before
+    assert torch.equal(load_samples(tmp_path)[0], load_samples(whole)[0])
+    with pytest.raises(ValueError, match="holds n = 57 images, more than 18"):
+        draw(model_path, tmp_path, replace(CONFIG, n=18))
+
+
+def test_a_file_in_the_place_of_another_is_found(model_path, whole, tmp_path):
+    draw(model_path, tmp_path)
+    (tmp_path / NAMES[0]).write_bytes((tmp_path / NAMES[1]).read_bytes())
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(ValueError, match=f"{NAMES[0]} does not hold the images 0 to 7"):
+        draw(model_path, tmp_path)
+
+
+def test_two_runs_on_one_folder_draw_the_same(model_path, whole, tmp_path):
+    """A second run that begins while the first is at work neither harms it nor is harmed."""
+    draw(model_path, tmp_path / "out", replace(CONFIG, n=25))
+    (tmp_path / "out" / NAMES[1]).unlink()
+    original, called = distributed.write_tensors, []
+
+    def meanwhile(path, *rest):
+        if not called:
+            called.append(path)
+            draw(model_path, tmp_path / "out", replace(CONFIG, n=25))
+        original(path, *rest)
+
+    distributed.write_tensors = meanwhile
+    try:
+        draw(model_path, tmp_path / "out", replace(CONFIG, n=25))
+    finally:
+        distributed.write_tensors = original
+    assert shards(tmp_path / "out") == {name: shards(whole)[name] for name in NAMES[:4]}
+    assert len(load_samples(tmp_path / "out")[0]) == 25
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddimlib.__main__ import main, parser
+from ddimlib.__main__ import main, parse
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "book" / "intro.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "index.md"]
 
 
 def blocks(language):
@@ -31,20 +31,20 @@ def test_the_code_runs(code):
 
 
 def commands():
-    lines = [line for block in blocks("sh") for line in block.values[0].splitlines()]
-    return sorted({line for line in lines if line.startswith("python -m ddimlib")})
+    lines = [line for block in blocks("sh") for line in block.values[0].replace("\\\n", "").splitlines()]
+    return sorted({line.removeprefix("python -m ") for line in lines if re.match(r"(python -m )?ddimlib ", line)})
 
 
 @pytest.mark.parametrize("line", commands())
 def test_the_commands_are_ones_that_the_program_accepts(line):
-    assert parser().parse_args(shlex.split(line)[3:]).run
+    assert parse(shlex.split(line, comments=True)[1:])
 
 
 # Image i depends on (seed, i) alone, so the first few stand for all ten; 1000 steps of them take seconds.
 @pytest.mark.parametrize(("name", "first"), [("ddim-20.png", 8), ("ddpm-1000.png", 2)])
 def test_the_pictures_are_what_their_commands_draw(name, first, tmp_path):
     (line,) = [line for line in commands() if name in line]
-    options = shlex.split(line)[3:]
+    options = shlex.split(line)[1:]
     options[options.index("--n") + 1] = str(first)
     options[options.index("--out") + 1] = str(tmp_path / name)
     assert main([*options, "--quiet"]) == 0

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from weights import average_models
 
 from ddimlib import bundled_sample, load_pretrained, sample
 from ddimlib.data import DATA_LICENCES, PRETRAINED, bundled_samples
-from ddimlib.evaluation import RESULTS, evaluation_labels, load_results, weights_digest
+from ddimlib.evaluation import RESULTS, evaluation_labels, load_results
 from ddimlib.metrics import Judge
-from ddimlib.pretrained import available, average_models, build_model, load_model, save_model, training_runs
+from ddimlib.pretrained import available, build_model, load_model, save_model, training_runs
+from ddimlib.provenance import weights_digest
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import read_tensors
 
@@ -62,7 +64,9 @@ def test_a_table_of_speed_belongs_to_a_network_of_the_shipped_ones_size(path):
 
 
 # "-last" is of the last step's weights, which are not shipped: see chapter 11
-QUALITY = sorted(p for p in RESULTS.glob("*.json") if not p.stem.startswith(SPEED) and not p.stem.endswith("-last"))
+QUALITY = sorted(
+    p for p in RESULTS.glob("*.json") if not p.stem.startswith((SPEED, "trace-")) and not p.stem.endswith("-last")
+)
 
 
 @pytest.mark.parametrize("path", QUALITY, ids=lambda path: path.stem)
@@ -213,7 +217,7 @@ def test_weights_can_be_stored_in_half_the_space(tmp_path):
 
 def test_a_network_that_can_be_made_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr("ddimlib.pretrained.available", lambda: ["mnist"])
-    with pytest.raises(ValueError, match="'cifar10'; shipped are: mnist; `python -m ddimlib train cifar10` makes it"):
+    with pytest.raises(ValueError, match="'cifar10'; shipped are: mnist; `ddimlib train cifar10` makes it"):
         load_pretrained("cifar10")
 
 
@@ -224,3 +228,12 @@ def test_an_unknown_name_and_a_foreign_file_are_refused_by_name(tmp_path):
         load_results("imagenet")
     with pytest.raises(ValueError, match="holds no model"):
         load_model(PRETRAINED / "mnist-classifier.safetensors")
+
+
+@pytest.mark.parametrize("path", sorted(PRETRAINED.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_damage_to_a_shipped_file_is_found(path, tmp_path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / path.name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+        read_tensors(tmp_path / path.name)

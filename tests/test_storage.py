@@ -1,19 +1,32 @@
 """Files that are whole or not there, and nothing that runs code when it is read."""
 
+import errno
 import json
 import os
 import pickle
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import randn, short_schedule
 from safetensors.torch import save_file
 
-from ddimlib import NoiseSchedule, load_model, load_pretrained, save_model
+import ddimlib
+from ddimlib import NoiseSchedule, load_model, load_pretrained, save_model, storage
 from ddimlib.pretrained import build_model
 from ddimlib.provenance import provenance
-from ddimlib.storage import read_tensors, write_atomically, write_json, write_tensors
+from ddimlib.storage import (
+    check_output,
+    locked,
+    read_json,
+    read_tensors,
+    write_atomically,
+    write_json,
+    write_tensors,
+)
 
 TENSORS = {"a": randn(3, 4), "b": torch.arange(5), "c": torch.tensor(2.5, dtype=torch.bfloat16)}
 FACTS = {"step": 3, "name": "ᾱ", "nested": {"list": [1, 2.5, None]}}
@@ -71,6 +84,88 @@ def test_the_new_file_is_on_disk_in_full_before_it_takes_the_name(tmp_path, monk
     write_atomically(path, b"12345")
     assert order == [("fsync", 5), ("replace", path)]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def left_behind(path, pid, host=storage._HOST):
+    temporary = path.with_name(f".{path.name}.{host}.{pid}.0123.tmp")
+    temporary.write_bytes(b"half")
+    return temporary
+
+
+def test_what_a_killed_writer_left_is_removed_and_a_living_ones_stays(tmp_path):
+    path = tmp_path / "file.json"
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    dead, other_file = left_behind(path, process.pid), left_behind(tmp_path / "other.json", process.pid)
+    living, ours = left_behind(path, os.getppid()), left_behind(path, os.getpid())
+    recent, old = left_behind(path, 1, "elsewhere"), left_behind(path, 2, "elsewhere")
+    os.utime(old, (0, 0))
+    write_json(path, {})
+    assert not any(gone.exists() for gone in (dead, ours, old))
+    assert all(kept.exists() for kept in (living, recent, other_file))
+
+
+def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: write_json(tmp_path / "f.json", {"i": i}), range(100)))
+    assert read_json(tmp_path / "f.json")["i"] in range(100)
+    assert [path.name for path in tmp_path.iterdir()] == ["f.json"]
+
+
+@pytest.mark.parametrize("function", ["fsync", "replace"])
+def test_a_full_disk_names_the_file_that_the_user_knows(function, tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, function, full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*file\.json'") as error:
+        write_json(tmp_path / "file.json", {})
+    assert error.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_known_beforehand_and_nothing_is_left(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path, folder in (("file/x", False), ("file/x/y", True), ("folder", False), ("file", True)):
+        with pytest.raises(OSError, match=r"file|folder"):
+            check_output(tmp_path / path, folder)
+    assert check_output(tmp_path / "new" / "deep" / "x") == tmp_path / "new" / "deep" / "x"
+    assert check_output(tmp_path / "new", folder=True) == tmp_path / "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_lock_is_held_by_one_at_a_time(tmp_path):
+    with locked(tmp_path / "f"), pytest.raises(OSError, match=r"another process is at work on .*f; wait"):  # noqa: SIM117
+        with locked(tmp_path / "f", wait=False):
+            pytest.fail("both held it")
+    with locked(tmp_path / "f", wait=False):
+        pass
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from ddimlib.evaluation import add_row, open_table
+out = Path("table.json")
+table = open_table(out, {"a": 1}, {"by": sys.argv[1]})
+for i in range(20):
+    add_row(out, table, {"eta": float(sys.argv[1]), "steps": i}, ("eta", "steps"))
+"""
+
+
+def test_two_commands_that_extend_one_table_lose_no_row(tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(ddimlib.__file__).parents[1])}
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(k)], cwd=tmp_path, env=environment) for k in (0, 1)]
+    assert [writer.wait(300) for writer in writers] == [0, 0]
+    rows = read_json(tmp_path / "table.json")["rows"]
+    assert sorted((row["eta"], row["steps"]) for row in rows) == [(float(k), i) for k in (0, 1) for i in range(20)]
+
+
+def test_files_are_the_same_bytes_each_time(tmp_path):
+    for name in ("a", "b"):
+        write_tensors(tmp_path / name, TENSORS, FACTS)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 # --- files that are something else -----------------------------------------------------------------------------------

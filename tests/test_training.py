@@ -364,6 +364,99 @@ def test_a_run_killed_outright_continues_to_the_same_bits(tmp_path, uninterrupte
     assert_identical(resumed, uninterrupted)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("during", ["the batch", "the update", "the average"])
+def test_a_signal_lets_the_step_end_and_the_checkpoint_be_written(number, during, tmp_path, uninterrupted):
+    path = tmp_path / "c.safetensors"
+    first = make(checkpoint=path)
+    owner, name = {
+        "the batch": (first, "batch"), "the update": (first.optimizers[0], "step"), "the average": (first, "_update_average"),
+    }[during]  # fmt: skip
+    original = getattr(owner, name)
+
+    def interrupted(*args):
+        if first.step == 5:
+            os.kill(os.getpid(), number)
+        return original(*args)
+
+    setattr(owner, name, interrupted)
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt) as interruption:
+        first.run(progress=False)
+    assert interruption.value.args == (number,)
+    assert signal.getsignal(number) is before
+    second = make(checkpoint=path)
+    assert second.step == 6
+    second.run(progress=False)
+    assert_identical(second, uninterrupted)
+
+
+def test_a_second_signal_ends_the_run_at_once(tmp_path):
+    first = make(checkpoint=tmp_path / "c.safetensors")
+
+    def impatient():
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it went on")
+
+    first.train_step = impatient
+    with pytest.raises(KeyboardInterrupt):
+        first.run(progress=False)
+
+
+def test_the_final_loss_does_not_depend_on_when_checkpoints_were_saved(tmp_path):
+    config = replace(CONFIG, steps=45)
+    losses = []
+    for save_every in (0.0, 1e9):
+        trainer = make(config, tmp_path / f"{save_every}.safetensors")
+        trainer.run(progress=False, save_every=save_every)
+        losses.append(trainer.loss)
+    stopped = make(config, tmp_path / "stopped.safetensors")
+    for _ in range(33):
+        stopped.run(progress=False, stop_after=-1.0)
+    resumed = make(config, tmp_path / "stopped.safetensors")
+    resumed.run(progress=False)
+    assert losses == [resumed.loss] * 2
+
+
+def test_two_runs_do_not_write_one_checkpoint(tmp_path):
+    path = tmp_path / "c.safetensors"
+    first, second = make(checkpoint=path), make(checkpoint=path)
+    step = first.train_step
+
+    def meanwhile():
+        with pytest.raises(OSError, match="another process is at work"):
+            second.run(progress=False)
+        return step()
+
+    first.train_step = meanwhile
+    first.run(progress=False, stop_after=-1.0)
+    with pytest.raises(OSError, match="written by another run since it was read"):
+        second.run(progress=False)
+
+
+class Own(torch.nn.Module):
+    """A network of one's own: no classes, and no weights for Muon."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x, t):
+        return self.scale * x
+
+
+def test_a_network_of_ones_own_is_trained_and_continued(tmp_path):
+    def own():
+        return Trainer(Own(), SCHEDULE, data()[0], None, replace(CONFIG, steps=4), tmp_path / "c.safetensors")
+
+    own().run(progress=False, stop_after=-1.0)
+    trainer = own()
+    assert trainer.step == 1
+    trainer.run(progress=False)
+    assert trainer.averaged_model.scale.item() != 0
+
+
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):
     config = replace(CONFIG, steps=3)
     make(config, tmp_path / "c.safetensors").run(progress=False)
@@ -386,7 +479,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     trainer.save()
     before = path.read_bytes()
     next(trainer.model.parameters()).data.fill_(math.nan)
-    with pytest.raises(FloatingPointError, match="nan at step"):
+    with pytest.raises(FloatingPointError, match="NaN or infinity at step 2"):
         trainer.run(progress=False, save_every=0)
     assert path.read_bytes() == before
 
@@ -402,13 +495,17 @@ def test_progress_is_shown_when_asked_and_silent_otherwise(progress, capsys, mon
 
 
 @pytest.mark.parametrize(
-    ("change", "named"), [({"learning_rate": 0.1}, r"learning_rate.*0\.005"), ({"seed": 1, "steps": 30}, "16.*seed.*0")]
+    ("change", "named"),
+    [
+        ({"learning_rate": 0.1}, r"learning_rate = 0\.005, not 0\.1"),
+        ({"seed": 1, "steps": 30}, "steps = 16, .*seed = 0"),
+    ],
 )
 def test_a_checkpoint_of_another_configuration_is_refused(change, named, tmp_path):
     trainer = make(checkpoint=tmp_path / "c.safetensors")
     trainer.train_step()
     trainer.save()
-    with pytest.raises(ValueError, match=f"another configuration.*{named}"):
+    with pytest.raises(ValueError, match=f"other settings.*{named}"):
         make(replace(CONFIG, **change), tmp_path / "c.safetensors")
 
 
@@ -416,7 +513,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     trainer = make(checkpoint=tmp_path / "c.safetensors")
     trainer.train_step()
     trainer.save()
-    with pytest.raises(ValueError, match="another network"):
+    with pytest.raises(ValueError, match=r"network.widths = \[8, 8\]"):
         make(checkpoint=tmp_path / "c.safetensors", network=NETWORK | {"widths": (8, 16)})
 
 
@@ -436,7 +533,7 @@ def write_truncated(path):
         (lambda path: path.write_bytes(pickle.dumps({"step": 12})), "not a whole safetensors file"),
         (lambda path: torch.save({"step": 12}, path), "not a whole safetensors file"),
         (lambda path: save_file({"a": torch.ones(2)}, path), "not written by ddimlib"),
-        (lambda path: save_model(path, make().model, SCHEDULE, NETWORK), "another configuration"),
+        (lambda path: save_model(path, make().model, SCHEDULE, NETWORK), "does not say with what settings"),
     ],
     ids=["truncated", "empty", "text", "pickle", "torch.save", "foreign safetensors", "a model, not a checkpoint"],
 )
