@@ -79,10 +79,9 @@ class Asked:
         check_finite("x_T", x)
         self.model, self.differentiable = model, differentiable
         self.start = x if differentiable else x.detach()
-        self.modules = list(model.modules()) if isinstance(model, nn.Module) else []
-        weights = (
-            p.dtype for module in self.modules for p in module.parameters(recurse=False) if p.is_floating_point()
-        )
+        modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        self.modes = [vars(m) if "training" in vars(m) else _ModeElsewhere(m) for m in modules]
+        weights = (p.dtype for m in modules for p in m.parameters(recurse=False) if p.is_floating_point())
         self.dtype: torch.dtype | None = said_by(model, "input_dtype") or next(weights, None)
         self.copies = True  # until the first answer shows that none are needed
 
@@ -146,8 +145,11 @@ def _eval_mode(modes: Sequence[Any]) -> Iterator[None]:
     mine: list[Any] = []
     try:
         with _lock:
-            shared = {id(mode) for others in _borrowed.values() for mode in others}
-            mine.extend([mode for mode in modes if mode["training"] or (shared and id(mode) in shared)])
+            if _borrowed:
+                shared = {id(mode) for others in _borrowed.values() for mode in others}
+                mine.extend([mode for mode in modes if mode["training"] or id(mode) in shared])
+            else:
+                mine.extend([mode for mode in modes if mode["training"]])
             if mine:
                 _borrowed[id(mine)] = mine
             for mode in mine:

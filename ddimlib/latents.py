@@ -33,7 +33,7 @@ class SeededNoise:
 
     What sample i receives depends on its seed alone: not on the batch around it, on its place there, on the device, on the
     dtype or on torch's defaults. (`torch.randn(3)` is not the head of `torch.randn(64, 3)`, and float64 draws differ from
-    float32 ones.) Drawn on the CPU in float32. From seed to images:
+    float32 ones.) Drawn on the CPU in float32. From seed to images::
 
         noise = SeededNoise.from_seed(3, n=10)
         x_T = noise.initial(model.image_shape)

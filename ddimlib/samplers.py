@@ -231,7 +231,8 @@ def sample(
     n, *image = (check_int("each entry of shape", size, 1) for size in shape)
     batch_size, first = check_int("batch_size", batch_size, 1), check_int("first", first, 0)
     check_model(model, schedule)
-    visited = check_timesteps(schedule.T, timesteps(schedule.T, steps, spacing) if isinstance(steps, int) else steps)
+    visited = steps if hasattr(steps, "__len__") else timesteps(schedule.T, steps, spacing)  # type: ignore[arg-type]
+    visited = check_timesteps(schedule.T, visited)
     seed = int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) if seed is None else seed
     if labels is not None:
         labels = checks.check_labels(labels, denoisers.said_by(model, "num_classes"), n).expand(n)
