@@ -245,17 +245,22 @@ def bundled_samples() -> list[str]:
     return sorted(path.name.removesuffix("-sample.npz") for path in PRETRAINED.glob("*-sample.npz"))
 
 
-def bundled_sample(name: str) -> tuple[Tensor, Tensor]:
-    """The first 200 test images of MNIST or Fashion-MNIST, shipped with the library: for examples with no network.
+def bundled_sample(name: str, train: bool = False) -> tuple[Tensor, Tensor]:
+    """Images that are shipped with the library, for examples with no network.
+
+    Args:
+        name: "mnist" or "fashion".
+        train: the first 10,000 training images, which only MNIST has, instead of the first 200 test images.
 
     Returns:
-        images, float32 [200, 1, 28, 28] in [-1, 1], and labels, int64 [200].
+        images, float32 [N, 1, 28, 28] in [-1, 1], and labels, int64 [N].
 
     Raises:
-        ValueError: when no sample of that name is shipped.
+        ValueError: when no such sample is shipped.
     """
-    path = PRETRAINED / f"{name}-sample.npz"
+    path = PRETRAINED / (f"{name}-train.npz" if train else f"{name}-sample.npz")
     if not path.exists():
-        raise ValueError(f"no bundled sample {name!r}; shipped are: {', '.join(bundled_samples())}")
+        shipped = "mnist" if train else ", ".join(bundled_samples())
+        raise ValueError(f"no bundled {'training ' if train else ''}sample {name!r}; shipped are: {shipped}")
     with np.load(path, allow_pickle=False) as arrays:
-        return to_model_range(torch.from_numpy(arrays["images"])), torch.from_numpy(arrays["labels"])
+        return to_model_range(torch.from_numpy(arrays["images"])), torch.from_numpy(arrays["labels"]).long()

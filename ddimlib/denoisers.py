@@ -20,7 +20,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 """eps = model(x, t): x [B, C, H, W], t int64 [B] in 1..T, eps of x's shape."""
 
 Prediction = Literal["eps", "x0", "v"]
-"""What a network's output means: the noise ε, the image x_0, or the velocity v = √ᾱ_t ε - √(1-ᾱ_t) x_0."""
+"""What a network's output means, which is the noise ε, the image x_0, or the velocity v = √ᾱ_t ε - √(1-ᾱ_t) x_0."""
 
 DIFFUSERS_WORDS: dict[str, str] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 """The names that a scheduler of diffusers has for them, in its `config.prediction_type`."""

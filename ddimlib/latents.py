@@ -63,7 +63,7 @@ class SeededNoise:
         return self.draw(shape)
 
     def draw(self, shape: Sequence[int]) -> Tensor:
-        """The next N(0, I) draw, one for each sample: float32 [B, *shape] on the CPU."""
+        """The next N(0, I) draw, one for each sample: float32 on the CPU, [B, …] with `shape` for each."""
         size = [check_int("each entry of shape", n, 1) for n in shape]
         draws = [torch.randn(size, generator=g, dtype=torch.float32, device="cpu") for g in self._generators]
         return torch.stack(draws) if draws else torch.empty(0, *size, dtype=torch.float32, device="cpu")
@@ -85,9 +85,9 @@ class SeededNoise:
 
 
 Noise = Union[None, int, torch.Generator, Tensor, SeededNoise, Callable[[Tensor], Tensor]]  # noqa: UP007, one is a string
-"""Step noise: None (drawn from torch's generator), a seed, a generator, a tensor [S, B, C, H, W], a :class:`SeededNoise`, or
-any source that is called with the state it must match. A seed stands for what `SeededNoise.from_seed(seed, B)` has left after
-`initial`, so it never repeats the x_T of the same seed."""
+"""Step noise, as one of None (drawn from torch's generator), a seed, a generator, a tensor [S, B, C, H, W], a
+:class:`SeededNoise`, or any source that is called with the state it must match. A seed stands for what
+`SeededNoise.from_seed(seed, B)` has left after `initial`, so it never repeats the x_T of the same seed."""
 
 
 def noise_source(noise: Any, x_T: Tensor, count: int) -> Callable[[int, Tensor], Tensor]:

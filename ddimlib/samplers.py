@@ -19,7 +19,7 @@ Eta = float | Literal["hat"]
 """How much noise a step adds: η in [0, 1], or "hat" for the paper's larger σ̂."""
 
 Clip = float | Literal["dynamic"] | None
-"""Limits of x̂_0: None; [-clip, clip]; or "dynamic", each image's own 99.5th percentile, scaled back to [-1, 1]."""
+"""Limits of x̂_0. None sets none, a number c stands for [-c, c], "dynamic" for each image's own 99.5th percentile."""
 
 Variance = Literal["posterior", "beta"]
 

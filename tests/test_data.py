@@ -57,9 +57,23 @@ def test_a_sample_is_bundled(name):
     assert set(labels.tolist()) == set(range(10))
 
 
-def test_an_unknown_sample_is_refused():
-    with pytest.raises(ValueError, match="'cifar10'; shipped are: fashion, mnist"):
-        bundled_sample("cifar10")
+def test_training_digits_are_bundled_and_none_of_them_is_a_test_digit():
+    images, labels = bundled_sample("mnist", train=True)
+    assert (images.shape, images.dtype) == ((10_000, 1, 28, 28), torch.float32)
+    assert (images.min(), images.max()) == (-1, 1)
+    assert labels.dtype == torch.int64
+    assert labels.bincount().min() > 800
+    assert Judge.load("mnist").accuracy(images[:1000], labels[:1000]) >= 0.98
+    seen = {image.numpy().tobytes() for image in images}
+    assert not any(image.numpy().tobytes() in seen for image in bundled_sample("mnist")[0])
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist-train"])
+def test_an_unknown_sample_is_refused(name):
+    with pytest.raises(ValueError, match=f"{name!r}; shipped are: fashion, mnist"):
+        bundled_sample(name)
+    with pytest.raises(ValueError, match="training sample 'fashion'; shipped are: mnist"):
+        bundled_sample("fashion", train=True)
 
 
 def fake(data, targets):

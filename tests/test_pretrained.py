@@ -228,3 +228,12 @@ def test_an_unknown_name_and_a_foreign_file_are_refused_by_name(tmp_path):
         load_results("imagenet")
     with pytest.raises(ValueError, match="holds no model"):
         load_model(PRETRAINED / "mnist-classifier.safetensors")
+
+
+@pytest.mark.parametrize("path", sorted(PRETRAINED.glob("*.safetensors")), ids=lambda path: path.stem)
+def test_damage_to_a_shipped_file_is_found(path, tmp_path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / path.name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path.name} is damaged"):
+        read_tensors(tmp_path / path.name)

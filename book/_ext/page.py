@@ -26,7 +26,7 @@ def description(doctree: nodes.document, limit: int = 200) -> str:
         for sentence in SENTENCE.split(" ".join(text.split())):
             if "\0" in sentence or "[" in sentence:
                 continue
-            if len(kept) + len(sentence) > limit:
+            if len(kept) + 1 + len(sentence) > limit:
                 return kept or sentence[: limit - 1].rsplit(" ", 1)[0] + "…"
             kept = f"{kept} {sentence}".strip()
     return kept
