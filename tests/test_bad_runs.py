@@ -266,7 +266,7 @@ def test_a_table_is_not_continued_with_another_network_or_judge(name, tmp_path):
         ({"seed": -1}, "seed"),
         ({"judge": Judge(Classifier(1, 5), facts={"num_classes": 5})}, "knows 5 classes, the network 3"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value)),  # workers must agree on the names
 )
 def test_a_table_that_cannot_be_finished_is_not_begun(change, message, tmp_path):
     with pytest.raises(ValueError, match=message):
