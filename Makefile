@@ -10,12 +10,18 @@ HERE := $(dir $(firstword $(MAKEFILE_LIST)))
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 SITE := _build/html/index.html
-SOURCES := _config.yml _toc.yml package-lock.json $(wildcard book/*.* book/*/*.* book/*/*/*.* ddimlib/*.py)
+SOURCES := _config.yml _toc.yml index.md package-lock.json $(wildcard book/*.* book/*/*.* book/*/*/*.* ddimlib/*.py)
 PORT ?= 8000
 NB ?=
 LAB ?=
 # `make gpu` installs nothing: it takes .venv if there is one, else a Python that has what is needed.
 GPU_PYTHON ?= $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+
+# `make grade SUBMISSIONS=folder`; more options of python -m classroom grade in GRADE, such as GRADE="--roster gradebook.csv".
+SUBMISSIONS ?=
+GRADES ?= grading
+ISOLATION ?= namespaces
+GRADE ?=
 
 # How the shipped networks and tables are made (`make weights`).
 NETWORKS ?= mnist fashion
@@ -51,7 +57,7 @@ GRID_STEPS ?= 1000
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: book test check gpu lab serve run weights pins clean help
+.PHONY: book paper test check gpu lab serve run release grade weights pins clean help
 
 # From scratch: Sphinx keeps links to what is gone.
 book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build/html
@@ -59,16 +65,26 @@ book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "The site is ready: open $(CURDIR)/$(SITE), or type 'make serve'."
 
+# The e-book has its formulas as MathML; the PDF is printed by the browser that the tests use, from the book as one page.
+paper: $(STAMP)  ## The whole book as _build/paper/ddim-book.epub and ddim-book.pdf
+	$(BIN)/jupyter-book build . --all --builder custom --custom-builder epub
+	$(BIN)/jupyter-book build . --all --builder custom --custom-builder singlehtml
+	$(BIN)/python tests/ensure_browser.py
+	mkdir -p _build/paper
+	cp _build/epub/*.epub _build/paper/ddim-book.epub
+	$(BIN)/python tools/paper.py _build/singlehtml/index.html _build/paper/ddim-book.pdf
+
 # With two workers, one thread each: more would only contend. A notebook's cells stay on one worker (loadfile).
 test: check $(SITE)  ## Run every check and test: library, notebooks re-executed, the site in a browser
 	$(BIN)/python tests/ensure_browser.py
 	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest -n 2 --dist loadfile \
 	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600
 
-check: $(STAMP)  ## Lint, formatting and types
+check: $(STAMP)  ## Lint, formatting, types and workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --quiet --offline .github/workflows
 
 gpu:  ## On a machine with a CUDA GPU, online or not: library and notebooks there (GPU_PYTHON=python3), the sampler's times
 	TQDM_DISABLE=1 $(GPU_PYTHON) -m pytest tests --ignore=tests/test_site.py
@@ -84,6 +100,13 @@ serve: $(SITE)  ## Serve the built site on localhost, at PORT=8000 or the next f
 
 run: $(STAMP)  ## Run notebooks top to bottom and store their outputs (NB=book/05-few-steps.ipynb; default: all)
 	TQDM_DISABLE=1 $(BIN)/python tools/run_notebooks.py $(NB)
+
+release: $(STAMP)  ## Write the problem sets that students get, from assignments/source into book/problem_sets
+	$(BIN)/python -m classroom release
+
+grade: $(STAMP)  ## Grade the notebooks in a folder (SUBMISSIONS=folder) into grading/: grades.csv and feedback pages
+	@test -n "$(SUBMISSIONS)" || { echo "Which folder? make grade SUBMISSIONS=folder"; exit 2; }
+	$(BIN)/python -m classroom grade "$(SUBMISSIONS)" --out "$(GRADES)" --isolation $(ISOLATION) $(GRADE)
 
 # A part that is finished is not made again, one that was interrupted is continued; remove runs/NAME to start anew.
 # Next: `make run`, look at the chapters, `make test`. CIFAR-10 needs a GPU: make weights NETWORKS=cifar10 TRAIN="--compile
@@ -170,9 +193,9 @@ $(COLOUR)/grid-%/manifest.json: $(COLOUR)/model.safetensors
 	$(BIN)/python -m ddimlib sample --model $(COLOUR)/$*.safetensors --labels 0 1 2 3 4 5 6 7 8 9 --n 80 --batch-size 80 \
 	    --steps $(GRID_STEPS) --out $(@D)
 
-# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,export,test,bench]", then this, then `make test`.
+# To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,export,test,grade,bench]", then this, then `make test`.
 pins:  ## Write the versions installed in .venv to constraints.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[book,export,test,bench]"
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e ".[book,export,test,grade,bench]"
 	( echo "# The exact versions that the tests passed with; written by 'make pins'."; \
 	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed -e 's/+.*//' -e '/^pip==/d' ) > constraints.new
 	mv constraints.new constraints.txt
@@ -192,6 +215,6 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) \
 	    || { echo "No virtual environment could be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv -c constraints.txt
-	$(BIN)/uv pip install --python $(BIN)/python -e ".[book,export,test]" -c constraints.txt
+	$(BIN)/uv pip install --python $(BIN)/python -e ".[book,export,test,grade]" -c constraints.txt
 	$(BIN)/python -m ipykernel install --sys-prefix --env OMP_WAIT_POLICY $(OMP_WAIT_POLICY) > /dev/null
 	touch $@

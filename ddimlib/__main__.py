@@ -337,9 +337,8 @@ class Sample(Drawing):
         x_T = noise.initial(model.image_shape).to(self.device)
         visited = timesteps(schedule.T, self.steps, self.spacing)
         states = [x_T, *ddim(denoiser, schedule, x_T, visited, self.eta, noise, self.clip)]
-        save_animation(
-            [x.clamp(-1, 1) for x in states[:: -(-len(states) // 60)] + states[-1:]], self.out, self.columns, self.scale
-        )
+        shown = sorted({*range(0, len(states), -(-len(states) // 60)), len(states) - 1})
+        save_animation([states[i].clamp(-1, 1) for i in shown], self.out, self.columns, self.scale)
 
 
 @dataclass(kw_only=True)

@@ -199,8 +199,9 @@ class CapturedCall:
                 with torch.cuda.graph(self.graph, pool=pool):
                     self.output = function(*self.inputs)
             except RuntimeError as error:
+                reason = str(error).splitlines()[0]  # CUDA adds a page of advice on debugging
                 raise RuntimeError(
-                    f"this network cannot be captured in a CUDA graph ({error}); its forward pass waits for the GPU or "
+                    f"this network cannot be captured in a CUDA graph ({reason}); its forward pass waits for the GPU or "
                     "takes data from the host. Accelerate it with graph=False"
                 ) from error
 

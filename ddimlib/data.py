@@ -49,7 +49,7 @@ def to_bytes(images: Tensor) -> Tensor:
     Raises:
         ValueError: when the images are no floating-point numbers.
     """
-    check_floats("images", images, fix="to_bytes takes images in [-1, 1]")
+    check_floats("images", images)
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -20,7 +20,7 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 """eps = model(x, t): x [B, C, H, W], t int64 [B] in 1..T, eps of x's shape."""
 
 Prediction = Literal["eps", "x0", "v"]
-"""What a network's output means: the noise ε, the image x_0, or the velocity v = √ᾱ_t ε - √(1-ᾱ_t) x_0."""
+"""What a network's output means, which is the noise ε, the image x_0, or the velocity v = √ᾱ_t ε - √(1-ᾱ_t) x_0."""
 
 DIFFUSERS_WORDS: dict[str, str] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 """The names that a scheduler of diffusers has for them, in its `config.prediction_type`."""
@@ -79,10 +79,9 @@ class Asked:
         check_finite("x_T", x)
         self.model, self.differentiable = model, differentiable
         self.start = x if differentiable else x.detach()
-        self.modules = list(model.modules()) if isinstance(model, nn.Module) else []
-        weights = (
-            p.dtype for module in self.modules for p in module.parameters(recurse=False) if p.is_floating_point()
-        )
+        modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        self.modes = [vars(m) if "training" in vars(m) else _ModeElsewhere(m) for m in modules]
+        weights = (p.dtype for m in modules for p in m.parameters(recurse=False) if p.is_floating_point())
         self.dtype: torch.dtype | None = said_by(model, "input_dtype") or next(weights, None)
         self.copies = True  # until the first answer shows that none are needed
 
@@ -146,8 +145,11 @@ def _eval_mode(modes: Sequence[Any]) -> Iterator[None]:
     mine: list[Any] = []
     try:
         with _lock:
-            shared = {id(mode) for others in _borrowed.values() for mode in others}
-            mine.extend([mode for mode in modes if mode["training"] or (shared and id(mode) in shared)])
+            if _borrowed:
+                shared = {id(mode) for others in _borrowed.values() for mode in others}
+                mine.extend([mode for mode in modes if mode["training"] or id(mode) in shared])
+            else:
+                mine.extend([mode for mode in modes if mode["training"]])
             if mine:
                 _borrowed[id(mine)] = mine
             for mode in mine:

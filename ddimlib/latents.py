@@ -33,7 +33,7 @@ class SeededNoise:
 
     What sample i receives depends on its seed alone: not on the batch around it, on its place there, on the device, on the
     dtype or on torch's defaults. (`torch.randn(3)` is not the head of `torch.randn(64, 3)`, and float64 draws differ from
-    float32 ones.) Drawn on the CPU in float32. From seed to images:
+    float32 ones.) Drawn on the CPU in float32. From seed to images::
 
         noise = SeededNoise.from_seed(3, n=10)
         x_T = noise.initial(model.image_shape)
@@ -63,7 +63,7 @@ class SeededNoise:
         return self.draw(shape)
 
     def draw(self, shape: Sequence[int]) -> Tensor:
-        """The next N(0, I) draw, one for each sample: float32 [B, *shape] on the CPU."""
+        """The next N(0, I) draw, one for each sample: float32 on the CPU, [B, …] with `shape` for each."""
         size = [check_int("each entry of shape", n, 1) for n in shape]
         draws = [torch.randn(size, generator=g, dtype=torch.float32, device="cpu") for g in self._generators]
         return torch.stack(draws) if draws else torch.empty(0, *size, dtype=torch.float32, device="cpu")
@@ -85,9 +85,9 @@ class SeededNoise:
 
 
 Noise = Union[None, int, torch.Generator, Tensor, SeededNoise, Callable[[Tensor], Tensor]]  # noqa: UP007, one is a string
-"""Step noise: None (drawn from torch's generator), a seed, a generator, a tensor [S, B, C, H, W], a :class:`SeededNoise`, or
-any source that is called with the state it must match. A seed stands for what `SeededNoise.from_seed(seed, B)` has left after
-`initial`, so it never repeats the x_T of the same seed."""
+"""Step noise, as one of None (drawn from torch's generator), a seed, a generator, a tensor [S, B, C, H, W], a
+:class:`SeededNoise`, or any source that is called with the state it must match. A seed stands for what
+`SeededNoise.from_seed(seed, B)` has left after `initial`, so it never repeats the x_T of the same seed."""
 
 
 def noise_source(noise: Any, x_T: Tensor, count: int) -> Callable[[int, Tensor], Tensor]:

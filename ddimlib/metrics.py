@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ddimlib.checks import check_images
 from ddimlib.data import DATASETS, PRETRAINED, load_dataset, to_bytes, to_model_range
 from ddimlib.storage import check_tensors, digest, read_tensors, write_tensors
 
@@ -196,6 +197,7 @@ class Judge:
     @torch.no_grad()
     def observe_real(self, images: Tensor) -> None:
         """Add real images, [N, C, H, W] in [-1, 1], to the reference."""
+        check_images("images", images)
         for part in images.split(500):
             self._metric.update(part, real=True)
 
@@ -207,7 +209,8 @@ class Judge:
 
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
-        """The most likely class of each image, int64 [N]."""
+        """The most likely class of each image, [N, C, H, W] in [-1, 1]: int64 [N]."""
+        check_images("images", images)
         return torch.cat([self.classifier(part.to(self.device)).argmax(1).cpu() for part in images.split(500)])
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
@@ -226,6 +229,7 @@ class Judge:
         Raises:
             ValueError: with fewer than 2 images.
         """
+        check_images("images", images)
         if len(images) < 2:
             raise ValueError(f"a Fréchet distance needs at least 2 images, got {len(images)}")
         self._metric.reset()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddimlib.data import to_bytes
 from ddimlib.storage import check_output, write_atomically
+from ddimlib.twin import draw_twice
 
 COLORS = {
     "blue": "#0072B2",
@@ -30,15 +31,16 @@ COLORS = {
 
 
 def use_book_style() -> None:
-    """Set matplotlib to the book's style: white ground, no box, light grid, fonts that a phone can show."""
+    """Set matplotlib to the book's style: no box, light grid, letters that a phone can show; in notebooks, a dark twin."""
+    draw_twice()
     plt.rcParams.update(
         {
             "figure.figsize": (7.0, 3.2),
             "figure.dpi": 110,
             "figure.facecolor": "white",
             "figure.constrained_layout.use": True,
-            "font.size": 11,
-            "axes.titlesize": 11,
+            "font.size": 12,
+            "axes.titlesize": 12,
             "axes.spines.top": False,
             "axes.spines.right": False,
             "axes.grid": True,
@@ -47,6 +49,7 @@ def use_book_style() -> None:
             "grid.linewidth": 0.6,
             "lines.linewidth": 1.8,
             "legend.frameon": False,
+            "legend.fontsize": 11,
             "image.cmap": "gray",
             "image.interpolation": "nearest",
             "axes.prop_cycle": plt.cycler(

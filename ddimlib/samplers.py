@@ -19,7 +19,7 @@ Eta = float | Literal["hat"]
 """How much noise a step adds: η in [0, 1], or "hat" for the paper's larger σ̂."""
 
 Clip = float | Literal["dynamic"] | None
-"""Limits of x̂_0: None; [-clip, clip]; or "dynamic", each image's own 99.5th percentile, scaled back to [-1, 1]."""
+"""Limits of x̂_0. None sets none, a number c stands for [-c, c], "dynamic" for each image's own 99.5th percentile."""
 
 Variance = Literal["posterior", "beta"]
 
@@ -231,7 +231,8 @@ def sample(
     n, *image = (check_int("each entry of shape", size, 1) for size in shape)
     batch_size, first = check_int("batch_size", batch_size, 1), check_int("first", first, 0)
     check_model(model, schedule)
-    visited = check_timesteps(schedule.T, timesteps(schedule.T, steps, spacing) if isinstance(steps, int) else steps)
+    visited = steps if hasattr(steps, "__len__") else timesteps(schedule.T, steps, spacing)  # type: ignore[arg-type]
+    visited = check_timesteps(schedule.T, visited)
     seed = int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) if seed is None else seed
     if labels is not None:
         labels = checks.check_labels(labels, denoisers.said_by(model, "num_classes"), n).expand(n)

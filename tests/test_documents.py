@@ -12,7 +12,7 @@ from PIL import Image
 from ddimlib.__main__ import main, parse
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "book" / "intro.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "index.md"]
 
 
 def blocks(language):
@@ -31,7 +31,7 @@ def test_the_code_runs(code):
 
 
 def commands():
-    lines = [line for block in blocks("sh") for line in block.values[0].splitlines()]
+    lines = [line for block in blocks("sh") for line in block.values[0].replace("\\\n", "").splitlines()]
     return sorted({line.removeprefix("python -m ") for line in lines if re.match(r"(python -m )?ddimlib ", line)})
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from helpers import FakeGraphs, randn, short_schedule, smooth_mixture
@@ -424,3 +425,23 @@ def test_an_int_seed_of_step_noise_continues_the_seeds_own_noise_and_never_repea
     assert torch.equal(sample(model, SCHEDULE, x_T.shape, 5, 1.0, seed=7), expected.clamp(-1, 1))
     assert torch.equal(sample(model, SCHEDULE, steps=5, eta=1.0, seed=7, x_T=x_T), expected.clamp(-1, 1))
     assert torch.equal(noise.initial((1, 2, 2)), x_T)
+
+
+@pytest.mark.parametrize("as_given", [int, np.int64, np.int32, torch.tensor])
+def test_numpys_numbers_are_numbers(as_given):
+    model, x = smooth_mixture().denoiser(SCHEDULE), randn(2, 1, 2, 2)
+    half = np.float32(0.5)
+    expected = sample(model, SCHEDULE, (2, 1, 2, 2), 5, 0.5, "quadratic", seed=3, clip=1.5)
+    found = sample(
+        model, SCHEDULE, (2, 1, 2, 2), as_given(5) if as_given is not torch.tensor else 5, half, "quadratic",
+        seed=as_given(3), clip=np.float64(1.5),
+    )  # fmt: skip
+    assert torch.equal(found, expected)
+    assert timesteps(as_given(40), as_given(5)) == timesteps(40, 5)
+    assert torch.equal(SCHEDULE.add_noise(x, as_given(5), x), SCHEDULE.add_noise(x, 5, x))
+    assert torch.equal(slerp(x, x.flip(0), half), slerp(x, x.flip(0), 0.5))
+    walk = ddim(model, SCHEDULE, x, np.array([9, 5]))
+    assert torch.equal(last(walk), last(ddim(model, SCHEDULE, x, [9, 5])))
+    assert torch.equal(
+        last(invert(model, SCHEDULE, x.tanh(), [9, 5], as_given(2))), last(invert(model, SCHEDULE, x.tanh(), [9, 5], 2))
+    )

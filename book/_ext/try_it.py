@@ -1,7 +1,7 @@
 """What the page "Try it" runs on: the shipped networks as ONNX files, and onnxruntime-web from npm, at the locked version.
 
-Both are made once and kept in .cache/try, as long as what they are made from stays the same. Where they cannot be had, the site
-is built without them, with a warning, and the page keeps its still pictures.
+Both are made once and kept in .cache/try, as long as what they are made from stays the same. Where they cannot be had, the
+site is built without them, with a warning, and the page keeps its still pictures.
 """
 
 import hashlib
