@@ -14,11 +14,11 @@ EXAMPLE = re.search(r"```\n(## Quiz\n.*?)\n\*\*Question 2\.\*\* …\n```", (ROOT
 
 
 def quiz_of(path: Path) -> str:
-    """The Markdown cell with the quiz; an empty text where there is none."""
+    """The section of the quiz, out of the cell that holds it; an empty text where there is none."""
     cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"]
     found = [source for source in cells if re.search(r"^## Quiz$", source, re.MULTILINE)]
     assert len(found) <= 1, f"{path.name} has {len(found)} quizzes; one cell holds them all"
-    return found[0] if found else ""
+    return re.search(r"^## Quiz$.*?(?=^## |\Z)", found[0], re.MULTILINE | re.DOTALL)[0] if found else ""
 
 
 def faults(quiz: str) -> list[str]:
