@@ -27,10 +27,6 @@ from classroom.notebooks import (
 )
 from classroom.sandbox import ANSWER_KEYS, Process, Sandbox, Stopped, StudentError
 
-pytestmark = pytest.mark.xfail(
-    strict=False, reason="not yet seen green as a whole on the merged tree; take this line out after a full run"
-)
-
 SETS = problem_sets(ROOT / "assignments" / "source")
 PATIENCE = 30.0  # seconds for one answer, on a busy machine
 
