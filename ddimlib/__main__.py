@@ -42,8 +42,6 @@ from ddimlib.training import RECIPES, Recipe, Trainer, TrainingConfig
 UNFINISHED = 3
 """Exit status of a training that ran out of its minutes: it is not an error, and the same command continues it."""
 
-DEFAULT_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
 
 @dataclass(kw_only=True)
 class Command:
@@ -54,7 +52,8 @@ class Command:
         quiet: no progress bar
     """
 
-    device: str = DEFAULT_DEVICE
+    # asked for when a command is made: to ask at import would keep processes that are forked later from using the GPU
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     quiet: bool = False
 
     def is_resumable(self) -> bool:
@@ -231,7 +230,7 @@ class Drawing(Command):
     """What the commands have in common that draw with a model.
 
     Attributes:
-        model: mnist, fashion, a .safetensors file, or the folder of a run
+        model: mnist, fashion, cifar10, a .safetensors file, or the folder of a run
         spacing: which timesteps to visit
         batch_size: images at a time
     """
@@ -417,7 +416,7 @@ class Export(Command):
     """Write a network as ONNX, to draw with it outside of PyTorch.
 
     Attributes:
-        model: mnist, fashion, a .safetensors file, or the folder of a run
+        model: mnist, fashion, cifar10, a .safetensors file, or the folder of a run
         out: the .onnx file
     """
 

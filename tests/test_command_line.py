@@ -537,3 +537,9 @@ def test_labels_come_equally_often():
 def test_a_model_is_no_judge(tiny_model):
     with pytest.raises(ValueError, match="holds no judge"):
         Judge.load(str(tiny_model))
+
+
+def test_importing_the_command_line_leaves_the_gpu_alone():
+    """Once CUDA has been asked, processes that are forked later cannot use it."""
+    code = "import torch; torch.cuda.is_available = lambda: 1 / 0; import ddimlib.__main__"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -298,7 +298,8 @@ def scripted_network():
 )
 def test_networks_that_keep_their_mode_elsewhere(make):
     model = make().train()
-    first, second = (last(ddim(model, SCHEDULE, X, STEPS)) for _ in range(2))
+    x = X.to(next(model.parameters()).device)  # DataParallel takes a network to the GPU if there is one
+    first, second = (last(ddim(model, SCHEDULE, x, STEPS)) for _ in range(2))
     assert torch.equal(first, second)  # no dropout
     assert all(module.training for module in model.modules())
 

@@ -1,5 +1,6 @@
 """Networks that predict ε, x_0 or v, schedules that end in pure noise, learned variances, and limits of x̂_0."""
 
+import copy
 import math
 
 import pytest
@@ -140,7 +141,7 @@ def test_a_model_is_held_to_the_schedule_it_was_made_for():
     model, x = read("v", SHORT), randn(2, 1, 2, 2)
     labelled = LabelledDenoiser(model, [0, 1])
     for other in (NoiseSchedule.linear(), NoiseSchedule.cosine(40), PURE):
-        for wrapped in (model, labelled, nn.DataParallel(model), DATA.denoiser(SHORT)):
+        for wrapped in (model, labelled, nn.DataParallel(copy.deepcopy(model)), DATA.denoiser(SHORT)):
             for walk in (ddim, ddim_ab2, invert):
                 with pytest.raises(ValueError, match=r"made for NoiseSchedule\(T=40.*pass model.schedule"):
                     walk(wrapped, other, x.tanh(), [9, 1])
