@@ -38,22 +38,21 @@ STEPS_N ?= 500
 ETA_N ?= 400
 IMAGES ?= 10
 BATCH ?= 250
-weights-cifar10: N = 10000
-weights-cifar10: STEPS_N = 5000
-weights-cifar10: ETA_N = 2000
+weights-cifar10: STEPS_N = 1000
+weights-cifar10: STEPS_ETA = 0 1
+weights-cifar10: ETA_N = 5000
+weights-cifar10: ETA_STEPS = 10 20 50 100
 weights-cifar10: IMAGES = 100
 weights-cifar10: BATCH = 1000
-weights-cifar10: QUALITY = 10 20 50
-weights-cifar10: QUALITY_ETA = 0 1
-weights-cifar10: MORE_TABLES = last leading quadratic
-weights-cifar10: GRIDS = grid-model grid-last
+weights-cifar10: QUALITY = 10 20 50 100
 QUALITY ?= 10 50
-QUALITY_ETA ?= 0
+STEPS_ETA ?= 0
 STEPS ?= 10 20 50 100 250 1000
 ETA_STEPS ?= 10 20 50 100 1000
 RECONSTRUCTION_STEPS ?= 10 20 50 100 200 500 1000
-SPACING_STEPS ?= 10 20 50 100
-GRID_STEPS ?= 1000
+SPACING_STEPS ?= 10 20
+GUIDANCE_STEPS ?= 20 50
+GRID_STEPS ?= 100
 
 .DELETE_ON_ERROR:
 .SECONDARY:
@@ -151,24 +150,27 @@ EVALUATE = $(BIN)/python -m ddimlib evaluate --model $(@D)/model.safetensors --j
     --batch-size $(BATCH) $(EVAL) --out $(@:.json=.part.json)
 
 $(RUNS)/%/quality.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --n $(N) --steps $(QUALITY) --eta $(QUALITY_ETA) --card $(@D)/model.json
+	$(EVALUATE) --n $(N) --steps $(QUALITY) --card $(@D)/model.json
 	mv $(@:.json=.part.json) $@
 
 # Again, from other noise: how far chance reaches.
 weights-mnist weights-fashion: MORE_TABLES = quality-seed-1
-weights-mnist: $(RUNS)/mnist/quality-seed-1.json
-weights-fashion: $(RUNS)/fashion/quality-seed-1.json
+weights-mnist weights-fashion: weights-%: $(RUNS)/%/quality-seed-1.json
 
 $(RUNS)/%/quality-seed-1.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --seed 1 --n $(N) --steps $(QUALITY) --eta $(QUALITY_ETA)
+	$(EVALUATE) --seed 1 --n $(N) --steps $(QUALITY)
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/steps.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --n $(STEPS_N) --steps $(STEPS)
+	$(EVALUATE) --n $(STEPS_N) --steps $(STEPS) --eta $(STEPS_ETA)
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/eta.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
 	$(EVALUATE) --n $(ETA_N) --steps $(ETA_STEPS) --eta 0 0.2 0.5 1 hat
+	mv $(@:.json=.part.json) $@
+
+$(RUNS)/%/eta-seed-1.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
+	$(EVALUATE) --seed 1 --n $(ETA_N) --steps $(ETA_STEPS) --eta 0 1
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
@@ -176,22 +178,30 @@ $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
 	    --steps $(RECONSTRUCTION_STEPS) --iterations 0 3 --out $(@:.json=.part.json)
 	mv $(@:.json=.part.json) $@
 
-# What chapter 11 needs besides: the weights of the last step against the averaged ones, other spacings, images to look at.
+# What chapter 11 needs besides: the last step's weights against the averaged ones, other spacings, guidance, images to look at.
 COLOUR := $(RUNS)/cifar10
-weights-cifar10: $(COLOUR)/last.json $(COLOUR)/leading.json $(COLOUR)/quadratic.json \
-    $(COLOUR)/grid-model/manifest.json $(COLOUR)/grid-last/manifest.json
+SPACED := leading trailing quadratic quadratic-seed-1
+GUIDED := guidance-1.5 guidance-2 guidance-3
+MORE_COLOUR := quality-seed-1 eta-seed-1 last $(SPACED) $(GUIDED)
+weights-cifar10: MORE_TABLES = $(MORE_COLOUR)
+weights-cifar10: GRIDS = grid
+weights-cifar10: $(MORE_COLOUR:%=$(COLOUR)/%.json) $(COLOUR)/grid/manifest.json
 
 $(COLOUR)/last.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
 	$(EVALUATE) --model $(@D)/last.safetensors --n $(N) --steps $(QUALITY)
 	mv $(@:.json=.part.json) $@
 
-$(COLOUR)/leading.json $(COLOUR)/quadratic.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
-	$(EVALUATE) --spacing $(basename $(@F)) --n $(STEPS_N) --steps $(SPACING_STEPS)
+$(SPACED:%=$(COLOUR)/%.json): $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
+	$(EVALUATE) --spacing $(firstword $(subst -, ,$(basename $(@F)))) --seed $(if $(findstring seed-1,$@),1,0) \
+	    --n $(N) --steps $(SPACING_STEPS)
 	mv $(@:.json=.part.json) $@
 
-$(COLOUR)/grid-%/manifest.json: $(COLOUR)/model.safetensors
-	$(BIN)/python -m ddimlib sample --model $(COLOUR)/$*.safetensors --labels 0 1 2 3 4 5 6 7 8 9 --n 80 --batch-size 80 \
-	    --steps $(GRID_STEPS) --out $(@D)
+$(GUIDED:%=$(COLOUR)/%.json): $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
+	$(EVALUATE) --guidance $(@F:guidance-%.json=%) --n $(N) --steps $(GUIDANCE_STEPS)
+	mv $(@:.json=.part.json) $@
+
+$(COLOUR)/grid/manifest.json: $(COLOUR)/model.safetensors
+	$(BIN)/python -m ddimlib sample --model $< --labels 0 1 2 3 4 5 6 7 8 9 --n 80 --steps $(GRID_STEPS) --out $(@D)
 
 # To move to newer versions: .venv/bin/uv pip install --upgrade -e ".[book,export,test,grade,bench]", then this, then `make test`.
 pins:  ## Write the versions installed in .venv to constraints.txt

@@ -16,12 +16,7 @@ except ModuleNotFoundError:  # the library's own tests get by without it
 # digit. Set before torch looks; notebooks' kernels inherit it.
 os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
 
-# Chapter 11 is to be written anew: its network is there, most of its tables are not. Until then it has no outputs and no place
-# in _toc.yml, and tests/test_chapter_11.py runs it with a stand-in.
-WAITING = ["11-colour.ipynb"]
-
 collect_ignore_glob = ["_build/*", "book/problem_sets/*"]  # problem sets are for the reader to complete
-collect_ignore_glob += [f"book/{name}" for name in WAITING]
 
 SIZE = (64, 64)
 TOLERANCE = 0.02  # RMSE on a scale of 0 to 1: a changed line plot gives about 0.045, a repeated one 0

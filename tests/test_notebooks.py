@@ -10,17 +10,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from conftest import WAITING
-
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT / "book"
-NOTEBOOKS = sorted(
-    p
-    for p in BOOK.rglob("*.ipynb")
-    if not {"problem_sets", ".ipynb_checkpoints"} & set(p.parts) and p.name not in WAITING
-)
-UNWRITTEN: list[str] = []  # chapters that have their place and their question, and are not written yet
-CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d-", p.name) and p.name not in UNWRITTEN]
+NOTEBOOKS = sorted(p for p in BOOK.rglob("*.ipynb") if not {"problem_sets", ".ipynb_checkpoints"} & set(p.parts))
+CHAPTERS = [p for p in NOTEBOOKS if re.match(r"\d\d-", p.name)]
 
 PRIVATE = re.compile(r"/(?:home|root|Users|work|tmp|usr|content)/|[A-Z]:\\|Traceback \(most recent")
 TIME = re.compile(r"\b\d+(?:\.\d+)?\s?(?:s|ms|µs|us|ns|sec|seconds?|minutes?|min|it/s)\b|\d\d:\d\d:\d\d")
@@ -64,17 +57,9 @@ def test_there_are_chapters():
     assert CHAPTERS
 
 
-def test_the_site_shows_every_notebook_but_those_that_wait_for_their_network():
+def test_the_site_shows_every_notebook():
     shown = set(re.findall(r"file: book/(\S+)", (ROOT / "_toc.yml").read_text()))
     assert {p.relative_to(BOOK).with_suffix("").as_posix() for p in NOTEBOOKS} <= shown
-    for name in WAITING:
-        assert Path(name).stem not in shown
-        assert not any(cell.outputs or cell.execution_count for cell in code_cells(BOOK / name))
-
-
-@pytest.mark.parametrize("name", UNWRITTEN)
-def test_what_counts_as_unwritten_has_no_exercises(name):
-    assert "{exercise}" not in prose(BOOK / name), f"{name} is written: take it out of UNWRITTEN"
 
 
 @named(NOTEBOOKS)
