@@ -27,9 +27,6 @@ ALGORITHMS = {
     9: 1,
 }  # boxes that a chapter has at least: training and sampling, guidance, DDIM, AB2, inversion
 
-# Not yet as they should be. Take a page out when it is: one that is listed and has no fault fails, too.
-NOT_YET = {"notation"}
-
 NUMBER = r"\d+(?:(?:, | and | to |, and | or )\d+)*"
 LINK = re.compile(r"\{doc\}`([^`<]+?) *<([^>`]+)>`|\[([^\]]*)\]\(([^)]+)\)")
 
@@ -134,15 +131,7 @@ def faults(page):
 
 @pytest.mark.parametrize("page", [*(path.stem for path in CHAPTERS), "notation", "the course"])
 def test_limits(page):
-    found = faults(page)
-    if page in NOT_YET:
-        assert found, f"{page} is as it should be: take it out of NOT_YET"
-    else:
-        assert not found
-
-
-def test_every_page_that_waits_exists():
-    assert {path.stem for path in CHAPTERS} | {"notation", "the course"} >= NOT_YET
+    assert not faults(page)
 
 
 def test_words_are_what_there_is_to_read():
