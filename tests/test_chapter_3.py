@@ -15,6 +15,11 @@ CELLS = nbformat.read(Path(__file__).parent.parent / "book" / "03-training.ipynb
 CODE = [cell for cell in CELLS if cell.cell_type == "code"]
 STEPS = 300  # of the chapter's 1200
 
+# Measured, as another processor's rounding acts like another seed: with five seeds (of weights, batches and samples) the page's
+# code reached 0.74, 0.78, 0.85, 0.88 and 0.92, and 0.35, 0.48 and 0.56 in half the steps. Either broken loop, with four seeds,
+# stayed between 0.08 and 0.12 in half the steps; chance is 0.10 ± 0.03 for 100 images. Both bounds are three deviations off.
+LEARNED, GUESSED = 0.6, 0.2
+
 
 def the_page():
     """What the chapter defines before it trains, by name."""
@@ -41,7 +46,7 @@ def recognised(break_it=None, steps=STEPS) -> float:
 
 
 def test_the_network_of_the_page_learns_to_draw_digits():
-    assert recognised() >= 0.4
+    assert recognised() >= LEARNED
 
 
 def without_labels(page):
@@ -61,7 +66,7 @@ def other_noise(page):
 
 @pytest.mark.parametrize("break_it", [without_labels, other_noise])
 def test_a_broken_loop_does_not(break_it):
-    assert recognised(break_it, STEPS // 2) < 0.3
+    assert recognised(break_it, STEPS // 2) <= GUESSED
 
 
 def test_cells_that_follow_from_the_training_are_not_compared():
