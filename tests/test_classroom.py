@@ -116,6 +116,15 @@ def test_every_check_has_a_visible_part_a_hidden_part_and_a_title(name):
 
 
 @pytest.mark.parametrize("name", SETS)
+def test_released_cells_can_be_read_on_a_page(name):
+    for cell in released(name).cells:
+        if cell.cell_type == "code":
+            lines = cell.source.splitlines()
+            assert len(lines) <= 25, f"{len(lines)} lines: {lines[0]}"
+            assert max(map(len, lines)) <= 88, max(lines, key=len)
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_the_points_in_the_text_are_those_of_the_checks(name):
     import re
 
@@ -250,7 +259,7 @@ SLIPS = [
     (
         "ps1",
         "seeded",
-        "torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])",
+        "torch.stack(drawn)",
         "torch.randn(len(seeds), *shape, generator=torch.Generator().manual_seed(seeds[0]))",
         {"seeded"},
         "depends on the batch",
@@ -309,7 +318,7 @@ SLIPS = [
     (
         "ps3",
         "circle",
-        "return (torch.sin((1 - w) * omega) * a + torch.sin(w * omega) * b) / torch.sin(omega)",
+        "return (u * a + v * b) / torch.sin(omega)",
         "return torch.lerp(a, b, w)",
         {"circle"},
         "(lerp)",
@@ -565,7 +574,7 @@ def test_other_right_answers_are_right_too(name, sandbox, references):
 # Submissions that try to break the grader, or to get points for nothing. All are graded in one go, as `make grade` does it.
 
 LAST = "ps1-seeded"  # the part that most of them spoil: one point
-TAKE = "torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])"
+TAKE = "torch.stack(drawn)"
 
 
 def spoilt(*lines):
@@ -860,7 +869,7 @@ def namespaces_or_skip(sandbox):
         ROOT / "tests",
         ROOT / ".git",
         ROOT / "ddimlib",
-        "/root/.ssh",
+        Path.home() / ".ssh",
         "/home",
         "/var",
         "/etc/passwd",
