@@ -209,7 +209,7 @@ SLIPS = [
         {"jump-alike", "jump-each"},
         "α_t in place of ᾱ_t",
     ),
-    ("ps1", "jump", "abar[times]", "abar[(times - 1).clamp(min=0)]", {"jump-alike", "jump-each"}, ""),
+    ("ps1", "jump", "abar[times]", "abar[(times - 1).clamp(min=0)]", {"jump-alike", "jump-each"}, "too early"),
     ("ps1", "jump", "abar[times]", "abar[times[:1]].expand(len(times))", {"jump-each"}, "time of the first image"),
     ("ps1", "jump", ".reshape(-1, *[1] * (images.ndim - 1))", "", {"jump-alike", "jump-each"}, "shape"),
     (
@@ -255,6 +255,7 @@ SLIPS = [
         "1 - ᾱ in place of its root",
     ),
     ("ps1", "walk", "len(abar) - 1", "1000", {"walk"}, "fix the number of steps"),
+    ("ps1", "walk", "noises[i]", "noises[-1 - i]", {"walk"}, "from the last to the first"),
     ("ps1", "walk", "range(T, 0, -1)", "range(T - 1, -1, -1)", {"walk"}, "step from t = 0"),
     (
         "ps1",
@@ -276,6 +277,7 @@ SLIPS = [
         "does not divide T",
     ),
     ("ps2", "times", "range(S, 0, -1)", "range(S - 1, -1, -1)", {"times"}, "off by one"),
+    ("ps2", "times", "i * T // S", "round(i * T / S)", {"times"}, "rounded, not cut"),
     ("ps2", "times", "i * T // S", "i * T // S - 1", {"times"}, "one time step too early"),
     ("ps2", "image", "/ a**0.5", "/ a", {"image"}, "ᾱ in place of √ᾱ"),
     ("ps2", "image", "(1 - a) ** 0.5", "(1 - a)", {"image"}, "1 - ᾱ in place of its root"),
@@ -314,6 +316,14 @@ SLIPS = [
     ("ps3", "back", "(1 + s**2) ** 0.5", "(1 + s**2)", {"back"}, "ᾱ in place of √ᾱ"),
     ("ps3", "euler", "slope(line, s)", "slope(line, following)", {"euler"}, "where the steps start"),
     ("ps3", "euler", "(following - s)", "(s - following)", {"euler"}, "sign of the step"),
+    (
+        "ps3",
+        "order",
+        "[steps, errors]",
+        "[steps[:: len(steps) - 1], errors[:: len(steps) - 1]]",
+        {"order"},
+        "ends alone",
+    ),
     ("ps3", "order", "return -float", "return float", {"order"}, "with the sign turned"),
     (
         "ps3",
@@ -340,6 +350,7 @@ SLIPS = [
         "the times that the steps start from",
     ),
     ("ps3", "decode", "[*times[-2::-1], 0]", "times[-2::-1]", {"decode"}, "asked at"),
+    ("ps3", "trip", ".square().mean().sqrt()", ".abs().mean()", {"trip"}, "mean of the absolute differences"),
     ("ps3", "trip", ".sqrt()", "", {"trip"}, "mean square in place of its root"),
     ("ps3", "edit", "encode(with_label(old)", "encode(with_label(new)", {"edit"}, "the label 3 twice"),
 ]
