@@ -5,5 +5,7 @@ c = get_config()
 c.CourseDirectory.course_id = ""
 c.CourseDirectory.source_directory = "source"
 c.CourseDirectory.release_directory = "../book/problem_sets"
-c.ClearSolutions.code_stub = {"python": "raise NotImplementedError()  # write your code in place of this line"}
+c.ClearSolutions.code_stub = {
+    "python": "raise NotImplementedError()  # write your code in place of this line"
+}
 c.ClearSolutions.text_stub = ""

@@ -40,7 +40,7 @@
     'code beyond 88 columns': all('pre').filter(e => e.innerText.split('\n').some(line => line.length > 88)).map(words),
     'figures without a dark twin': all('.cell_output img.paper').map(e => e.alt.slice(0, 60)),
     'figures without a caption': all('.cell_output img:not(.only-dark)').filter(e => !e.closest('figure')).map(e => e.alt.slice(0, 60)),
-    'folds without a name': all('details.hide').filter(e => e.querySelector('.collapsed').innerText === 'Show the code').map(() => '…').slice(0, 1),
+    'folds without a name': all('details.hide').filter(e => e.querySelector('.collapsed').innerText === 'Show the code').map(e => e.querySelector('pre')?.textContent.slice(0, 60)),
     without_alt: all('img').filter(e => !e.alt.trim() && !e.closest('.thumbnail')).map(e => e.src),
     broken_images: [...document.images].filter(e => e.complete && !e.naturalWidth).map(e => e.src),
     eager: all('img').slice(1).filter(e => e.loading !== 'lazy').map(e => e.src.slice(-60)),

@@ -116,6 +116,15 @@ def test_every_check_has_a_visible_part_a_hidden_part_and_a_title(name):
 
 
 @pytest.mark.parametrize("name", SETS)
+def test_released_cells_can_be_read_on_a_page(name):
+    for cell in released(name).cells:
+        if cell.cell_type == "code":
+            lines = cell.source.splitlines()
+            assert len(lines) <= 25, f"{len(lines)} lines: {lines[0]}"
+            assert max(map(len, lines)) <= 88, max(lines, key=len)
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_the_points_in_the_text_are_those_of_the_checks(name):
     import re
 
@@ -200,7 +209,7 @@ SLIPS = [
         {"jump-alike", "jump-each"},
         "α_t in place of ᾱ_t",
     ),
-    ("ps1", "jump", "abar[times]", "abar[(times - 1).clamp(min=0)]", {"jump-alike", "jump-each"}, ""),
+    ("ps1", "jump", "abar[times]", "abar[(times - 1).clamp(min=0)]", {"jump-alike", "jump-each"}, "too early"),
     ("ps1", "jump", "abar[times]", "abar[times[:1]].expand(len(times))", {"jump-each"}, "time of the first image"),
     ("ps1", "jump", ".reshape(-1, *[1] * (images.ndim - 1))", "", {"jump-alike", "jump-each"}, "shape"),
     (
@@ -246,11 +255,12 @@ SLIPS = [
         "1 - ᾱ in place of its root",
     ),
     ("ps1", "walk", "len(abar) - 1", "1000", {"walk"}, "fix the number of steps"),
+    ("ps1", "walk", "noises[i]", "noises[-1 - i]", {"walk"}, "from the last to the first"),
     ("ps1", "walk", "range(T, 0, -1)", "range(T - 1, -1, -1)", {"walk"}, "step from t = 0"),
     (
         "ps1",
         "seeded",
-        "torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])",
+        "torch.stack(drawn)",
         "torch.randn(len(seeds), *shape, generator=torch.Generator().manual_seed(seeds[0]))",
         {"seeded"},
         "depends on the batch",
@@ -267,6 +277,7 @@ SLIPS = [
         "does not divide T",
     ),
     ("ps2", "times", "range(S, 0, -1)", "range(S - 1, -1, -1)", {"times"}, "off by one"),
+    ("ps2", "times", "i * T // S", "round(i * T / S)", {"times"}, "rounded, not cut"),
     ("ps2", "times", "i * T // S", "i * T // S - 1", {"times"}, "one time step too early"),
     ("ps2", "image", "/ a**0.5", "/ a", {"image"}, "ᾱ in place of √ᾱ"),
     ("ps2", "image", "(1 - a) ** 0.5", "(1 - a)", {"image"}, "1 - ᾱ in place of its root"),
@@ -305,11 +316,19 @@ SLIPS = [
     ("ps3", "back", "(1 + s**2) ** 0.5", "(1 + s**2)", {"back"}, "ᾱ in place of √ᾱ"),
     ("ps3", "euler", "slope(line, s)", "slope(line, following)", {"euler"}, "where the steps start"),
     ("ps3", "euler", "(following - s)", "(s - following)", {"euler"}, "sign of the step"),
+    (
+        "ps3",
+        "order",
+        "[steps, errors]",
+        "[steps[:: len(steps) - 1], errors[:: len(steps) - 1]]",
+        {"order"},
+        "ends alone",
+    ),
     ("ps3", "order", "return -float", "return float", {"order"}, "with the sign turned"),
     (
         "ps3",
         "circle",
-        "return (torch.sin((1 - w) * omega) * a + torch.sin(w * omega) * b) / torch.sin(omega)",
+        "return (u * a + v * b) / torch.sin(omega)",
         "return torch.lerp(a, b, w)",
         {"circle"},
         "(lerp)",
@@ -331,6 +350,7 @@ SLIPS = [
         "the times that the steps start from",
     ),
     ("ps3", "decode", "[*times[-2::-1], 0]", "times[-2::-1]", {"decode"}, "asked at"),
+    ("ps3", "trip", ".square().mean().sqrt()", ".abs().mean()", {"trip"}, "mean of the absolute differences"),
     ("ps3", "trip", ".sqrt()", "", {"trip"}, "mean square in place of its root"),
     ("ps3", "edit", "encode(with_label(old)", "encode(with_label(new)", {"edit"}, "the label 3 twice"),
 ]
@@ -565,7 +585,7 @@ def test_other_right_answers_are_right_too(name, sandbox, references):
 # Submissions that try to break the grader, or to get points for nothing. All are graded in one go, as `make grade` does it.
 
 LAST = "ps1-seeded"  # the part that most of them spoil: one point
-TAKE = "torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])"
+TAKE = "torch.stack(drawn)"
 
 
 def spoilt(*lines):
@@ -860,7 +880,7 @@ def namespaces_or_skip(sandbox):
         ROOT / "tests",
         ROOT / ".git",
         ROOT / "ddimlib",
-        "/root/.ssh",
+        Path.home() / ".ssh",
         "/home",
         "/var",
         "/etc/passwd",

@@ -232,7 +232,7 @@ def test_axe_would_find_something(browser, origin):
     visitor = Visitor(browser, origin, LAPTOP)
     tab = visitor.open("search.html")
     tab.evaluate(AXE)
-    bad = '<img src=""><p style="color: #ccc">x</p>'
+    bad = '<img src=""><p style="color: #ccc">Hard to see.</p>'
     tab.evaluate("html => document.querySelector('main').insertAdjacentHTML('beforeend', html)", bad)
     assert {found.split(":")[0] for found in tab.evaluate(JUDGE, {})} >= {"image-alt", "color-contrast"}
     visitor.context.close()
@@ -319,27 +319,51 @@ def test_paper_is_white_and_complete(browser, origin, chapters):
         tab.emulate_media(media="print")
         tab.wait_for_function("document.documentElement.dataset.theme == 'light'")
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-        useless = "button, summary, .toggle-button, .copybtn, a.headerlink, .bd-sidebar-primary, .bd-header-article"
-        assert not tab.evaluate(VISIBLE, useless)
-        folded = ".solution :is(p, .cell_input, img:not(.only-dark))"
+        useless = "button, details.hide > summary, .sd-summary-state-marker, .toggle-button, .copybtn, a.headerlink"
+        assert not tab.evaluate(VISIBLE, f"{useless}, .bd-sidebar-primary, .bd-header-article")
+        folded = ":is(.solution, details.sd-card) :is(p, .cell_input, img:not(.only-dark))"  # of a quiz, the answers
         assert len(tab.evaluate(VISIBLE, folded)) == tab.locator(folded).count()
         tab.emulate_media(media="screen")
         tab.wait_for_function("document.documentElement.dataset.theme == 'dark'")
     visitor.context.close()
 
 
-def test_links_show_what_they_lead_to(browser, origin, chapters):
-    """An equation of this page, and one of another page."""
+@pytest.mark.parametrize("address", ["#equation-", r'[^"#]+\.html#equation-'], ids=["this page", "another page"])
+def test_links_show_the_equation_they_lead_to(browser, origin, chapters, address):
+    link = re.compile(f'<a class="reference internal" href="({address}[^"]*)"')
+    found = ((page, link.search((SITE / page).read_text(encoding="utf-8"))) for page in chapters)
+    page, target = next((page, match[1]) for page, match in found if match)
     visitor = Visitor(browser, origin, LAPTOP)
-    tab = visitor.open("book/04-ddim-derivation.html")
-    for link in ("article a.internal[href^='#equation-']", "article a.internal[href*='.html#equation-']"):
-        tab.locator(link).first.focus()
-        tab.keyboard.press("Shift+Tab")
-        tab.keyboard.press("Tab")
-        tab.wait_for_selector("#preview .katex", state="visible")
-        tab.keyboard.press("Escape")
-        assert not tab.locator("#preview").is_visible()
+    tab = visitor.open(page)
+    tab.locator(f"article a.internal[href='{target}']").first.focus()
+    tab.keyboard.press("Shift+Tab")
+    tab.keyboard.press("Tab")
+    tab.wait_for_selector("#preview .katex", state="visible")
+    tab.keyboard.press("Escape")
+    assert not tab.locator("#preview").is_visible()
     assert not visitor.strangers + visitor.errors
+    visitor.context.close()
+
+
+def test_figures_for_dark_pages_lie_on_the_page(browser, origin, chapters):
+    """No light frame around what was drawn for a dark page, and none around what a cell put out as HTML."""
+    visitor = Visitor(browser, origin, LAPTOP, "dark")
+    for page in chapters[:4]:
+        drawn = visitor.open(page).locator(
+            "article .cell_output :is(img.only-dark, .text_html:not(:has(table.dataframe)))"
+        )
+        grounds = drawn.evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
+        assert grounds, page
+        assert set(grounds) == {"rgba(0, 0, 0, 0)"}, page
+    visitor.context.close()
+
+
+def test_the_words_to_search_for_are_not_under_the_glass(browser, origin):
+    visitor = Visitor(browser, origin, LAPTOP)
+    field = visitor.open("search.html?q=eta").locator("main .bd-search input")
+    words = field.evaluate("e => e.getBoundingClientRect().left + parseFloat(getComputedStyle(e).paddingLeft)")
+    glass = visitor.tab.locator("main .bd-search i").evaluate("e => e.getBoundingClientRect().right")
+    assert glass < words
     visitor.context.close()
 
 

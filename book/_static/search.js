@@ -1,4 +1,4 @@
-// The search page: which hits come first, and excerpts without the formulas' second copy. Loaded after Sphinx's own scripts.
+// The search page: which hits come first, and excerpts of words alone: no code, and formulas once. Loaded after Sphinx's own scripts.
 "use strict";
 
 const asked = (new URLSearchParams(location.search).get("q") || "").toLowerCase().split(/\W+/).filter(Boolean);
@@ -13,6 +13,6 @@ Scorer.score = ([page, , , , score]) => {
 const textOf = Search.htmlToText;
 Search.htmlToText = (html, anchor) => {
   const page = new DOMParser().parseFromString(html, "text/html");
-  for (const extra of page.querySelectorAll(".katex-html, .eqno, .article-header-buttons, nav, footer, button")) extra.remove();
+  for (const extra of page.querySelectorAll(".katex-html, .eqno, .highlight, .article-header-buttons, nav, footer, button")) extra.remove();
   return textOf(page.documentElement.outerHTML, anchor);
 };
