@@ -1,5 +1,6 @@
 """Tables measured on a trained network, with their provenance: quality against steps and η."""
 
+import textwrap
 import time
 from collections.abc import Sequence
 from itertools import product
@@ -124,9 +125,10 @@ def evaluate(
 
 
 def print_provenance(table: dict[str, Any]) -> None:
-    """Print the commands that made a table, and where and when each was run."""
+    """Print the commands that made a table, in lines of a page's width, and where and when each was run."""
     for facts in table["provenance"]:
-        print(f"command  {facts['command']}")
+        lines = textwrap.wrap(facts["command"], 79, break_long_words=False, break_on_hyphens=False)
+        print("command  " + "\n         ".join(lines))
         print(f"device   {facts['device']}, torch {facts['torch']}, {facts['date']}")
 
 

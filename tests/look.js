@@ -12,10 +12,10 @@
   const clipped = inline.filter(e => {
     const block = e.closest('td, th, li, dd, dt, p, h1, h2, h3, h4, figcaption');
     if (!block || block.closest('.scrolls')) return false;
-    return [...e.querySelectorAll('.base')].some(base => box(base).right > box(block).right + 1);
+    return [...e.querySelectorAll('.katex-base')].some(base => box(base).right > box(block).right + 1);
   });
   const orphans = inline.filter(e => {
-    const after = e.closest('.math')?.nextSibling, last = [...e.querySelectorAll('.base')].pop();
+    const after = e.closest('.math')?.nextSibling, last = [...e.querySelectorAll('.katex-base')].pop();
     if (after?.nodeType !== 3 || !/^\u2060?[.,;:!?)]/.test(after.data) || !last) return false;
     const range = document.createRange();
     const from = after.data[0] === '\u2060' ? 1 : 0;

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from docutils import nodes
 from npm import package, program
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 
 SCRIPT = Path(__file__).with_suffix(".mjs")
 MATHML = re.compile(r"<math.*?</math>", re.DOTALL)
 SOURCE = re.compile(r"<annotation.*?</annotation>", re.DOTALL)  # the TeX, which search would show and nobody reads
-JOINER = "\N{WORD JOINER}"
+BASE = '<span class="katex-base">'
 CLINGS_BEFORE, CLINGS_AFTER = re.compile(r"[(\[“‘—–-]$"), re.compile(r"^[.,;:!?)\]”’…—–-]")
 
 logger = logging.getLogger(__name__)
@@ -53,19 +54,38 @@ def html_of(builder, node: nodes.Node, tex: str, display: bool) -> str:
     return MATHML.search(html)[0] if builder.name == "epub" else html
 
 
-def clings(neighbour: nodes.Node | None, pattern: re.Pattern) -> str:
-    """A word joiner where a line must not be broken between a formula and the punctuation beside it."""
-    return JOINER if isinstance(neighbour, nodes.Text) and pattern.search(neighbour.astext()) else ""
+class Cling(SphinxPostTransform):
+    """No line is broken between a formula and the punctuation beside it: both go into one span, which is not broken.
+
+    Browsers break a line after the inline blocks of which KaTeX makes a formula, whatever character follows.
+    """
+
+    default_priority = 900
+
+    def run(self, **kwargs):
+        for math in list(self.document.findall(nodes.math)):
+            parent = math.parent
+            place = parent.index(math)
+            before = parent[place - 1] if place else None
+            after = parent[place + 1] if place + 1 < len(parent) else None
+            whole = nodes.inline(classes=["clings"])
+            if isinstance(before, nodes.Text) and CLINGS_BEFORE.search(before):
+                parent[place - 1] = nodes.Text(before[:-1])
+                whole += nodes.Text(before[-1])
+            whole += math.deepcopy()
+            if isinstance(after, nodes.Text) and CLINGS_AFTER.match(after):
+                parent[place + 1] = nodes.Text(after[1:])
+                whole += nodes.Text(after[0])
+            if len(whole) > 1:
+                parent[place] = whole
 
 
 def visit_inline(self, node: nodes.math) -> None:
-    place, siblings = node.parent.index(node), node.parent.children
-    before = siblings[place - 1] if place else None
-    after = siblings[place + 1] if place + 1 < len(siblings) else None
-    self.body.append(clings(before, CLINGS_BEFORE) + self.starttag(node, "span", "", CLASS="math"))
-    self.body.append(
-        html_of(self.builder, node, node.astext().strip(), False) + "</span>" + clings(after, CLINGS_AFTER)
-    )
+    html = html_of(self.builder, node, node.astext().strip(), False)
+    first, *others = html.split(BASE)
+    # between its parts a formula may be broken, in a span that is not broken, too
+    html = first + BASE + f"<wbr>{BASE}".join(others) if others else html
+    self.body.append(self.starttag(node, "span", "", CLASS="math") + html + "</span>")
     raise nodes.SkipNode
 
 
@@ -111,6 +131,7 @@ def stop(app, error):
 
 
 def setup(app):
+    app.add_post_transform(Cling)
     app.add_html_math_renderer("katex", (visit_inline, None), (visit_displayed, None))
     app.add_css_file("katex/katex.css")
     app.connect("build-finished", copy_style)
