@@ -16,10 +16,9 @@
   });
   const orphans = inline.filter(e => {
     const after = e.closest('.math')?.nextSibling, last = [...e.querySelectorAll('.katex-base')].pop();
-    if (after?.nodeType !== 3 || !/^\u2060?[.,;:!?)]/.test(after.data) || !last) return false;
+    if (after?.nodeType !== 3 || !/^[.,;:!?)]/.test(after.data) || !last) return false;
     const range = document.createRange();
-    const from = after.data[0] === '\u2060' ? 1 : 0;
-    range.setStart(after, from); range.setEnd(after, from + 1);
+    range.setStart(after, 0); range.setEnd(after, 1);
     return box(range).top > box(last).bottom;
   });
   const collisions = all('.math.displayed').filter(e => {

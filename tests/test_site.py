@@ -29,7 +29,6 @@ LAPTOP, PHONE = {"width": 1440, "height": 900}, {"width": 390, "height": 844}
 REDIRECTS = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]["redirects"]
 MOVED = {f"{old}.html": urljoin(f"{old}.html", new) for old, new in REDIRECTS.items()}
 
-# What is known to be wrong with which page, until its author mends it.
 RULES = [  # for authors (CONTRIBUTING.md, "Pages")
     "formulas too wide for a phone",
     "code beyond 88 columns",
