@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddimlib.checks import KindError, describe
+from ddimlib.arguments import KindError, describe
 
 
 def accelerate(

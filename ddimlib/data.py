@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from ddimlib.checks import check_floats
+from ddimlib.arguments import check_floats
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 

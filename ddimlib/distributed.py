@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from ddimlib.checks import check_int, check_labels, check_number
+from ddimlib.arguments import check_int, check_labels, check_number
 from ddimlib.data import to_bytes
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.provenance import check_settings, model_settings

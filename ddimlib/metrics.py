@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddimlib.checks import check_images
+from ddimlib.arguments import check_images
 from ddimlib.data import DATASETS, PRETRAINED, load_dataset, to_bytes, to_model_range
 from ddimlib.storage import check_tensors, digest, read_tensors, write_tensors
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ddimlib.checks import check_bytes, check_int, check_labels, check_number
+from ddimlib.arguments import check_bytes, check_int, check_labels, check_number
 from ddimlib.data import to_model_range, warped
 from ddimlib.denoisers import VelocityDenoiser, check_model, said_by
 from ddimlib.latents import mixed_seed

@@ -12,7 +12,7 @@ from torch import nn
 
 from ddimlib import load_model, save_model
 from ddimlib.__main__ import main
-from ddimlib.checks import KindError
+from ddimlib.arguments import KindError
 from ddimlib.data import load_dataset, to_bytes, to_model_range, with_channels
 from ddimlib.distributed import SamplingConfig, load_samples, sample_shards
 from ddimlib.evaluation import evaluate
