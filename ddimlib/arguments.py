@@ -128,8 +128,9 @@ def check_labels(labels: Any, num_classes: int | None, n: int | None = None) -> 
 
 def check_as_many(labels: Tensor, n: int) -> None:
     """Raise unless there is one label for each of n images."""
-    if len(labels) != n:
-        raise ValueError(f"{len(labels)} labels for a batch of {n}; give one label for each image, in their order")
+    if labels.shape != (n,):
+        found = "×".join(str(size) for size in labels.shape)
+        raise ValueError(f"{found} labels for a batch of {n}; give one label for each, in their order")
 
 
 def check_pair(name_a: str, a: Any, name_b: str, b: Any) -> None:

@@ -313,6 +313,12 @@ class GuidedDenoiser(LabelledDenoiser):
         return unconditional.lerp(conditional, self.scale)
 
 
+def check_guidance(guidance: float, labels: Any) -> None:
+    """Raise unless `guidance` is finite and at least 0, and has labels to guide towards where it is not 1."""
+    if check_number("guidance", guidance, 0, fix="1 is none") != 1 and labels is None:
+        raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
+
+
 def conditioned(model: Any, labels: Labels | None, guidance: float = 1.0) -> Any:
     """`model` asked for classes: with labels a :class:`LabelledDenoiser`, with guidance a :class:`GuidedDenoiser`."""
     if labels is None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddimlib.arguments import KindError, check_finite, check_int, check_labels, check_number, check_pair, describe
-from ddimlib.denoisers import Asked, Denoiser, Labels, check_model, check_start, conditioned, said_by
+from ddimlib.denoisers import Asked, Denoiser, Labels, check_guidance, check_model, check_start, conditioned, said_by
 from ddimlib.latents import Noise, SeededNoise, noise_source
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.timesteps import Spacing, Steps, check_timesteps
@@ -132,7 +132,7 @@ def ddim(
     asked = Asked(model, x_T, differentiable)
     steps = check_timesteps(schedule.T, steps)
     ddim_sigma(schedule, steps[0], 0, eta)
-    _check_clip(clip)
+    check_clip(clip)
     check_start(model, schedule, steps[0])
     draw = noise_source(noise, x_T, len(steps))
 
@@ -158,7 +158,7 @@ def ddpm(
     check_model(model, schedule)
     asked = Asked(model, x_T, differentiable)
     _check_variance(variance)
-    _check_clip(clip)
+    check_clip(clip)
     check_start(model, schedule, schedule.T)
     draw = noise_source(noise, x_T, schedule.T)
 
@@ -223,8 +223,7 @@ def sample(
     seed = int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) if seed is None else seed
     if labels is not None:
         labels = check_labels(labels, said_by(model, "num_classes"), n).expand(n)
-    if check_number("guidance", guidance, 0) != 1 and labels is None:
-        raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
+    check_guidance(guidance, labels)
     weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = torch.device("cpu") if weight is None else weight.device
     images, batches = [], range(0, n, batch_size)
@@ -262,7 +261,7 @@ def _clipped(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int, clip: Cl
     Every step begins here, so this is also where ε is refused when its shape is not that of x_t: it would be broadcast.
     """
     check_pair("x_t", x_t, "eps", eps)
-    _check_clip(clip)
+    check_clip(clip)
     if clip is None:
         return eps
     if schedule.ab[t] == 0:
@@ -281,7 +280,8 @@ def _limited(x_0: Tensor, clip: float | Literal["dynamic"]) -> Tensor:
     return x_0.clamp(-s, s) / s
 
 
-def _check_clip(clip: Clip) -> None:
+def check_clip(clip: Clip) -> None:
+    """Raise unless `clip` is as :data:`Clip` says."""
     if clip is not None and clip != "dynamic":
         check_number("clip", clip, 0, above=True, fix='data in [-1, 1] wants clip = 1, or "dynamic"')
 
