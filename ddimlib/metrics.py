@@ -28,16 +28,19 @@ class Classifier(nn.Sequential):
     num_features = 64
 
     def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__(nn.Sequential(*self.layers(channels)), nn.Linear(self.num_features, num_classes))
+
+    @staticmethod
+    def layers(channels: int) -> list[nn.Module]:
+        """Those below the class scores."""
+
         def block(i: int, o: int, stride: int) -> nn.Sequential:
             return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
 
-        super().__init__(
-            nn.Sequential(
-                nn.PixelUnshuffle(2), block(4 * channels, 32, 1), block(32, 64, 1), block(64, 128, 2), block(128, 128, 1),
-                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128, 64), nn.ReLU(),
-            ),
-            nn.Linear(64, num_classes),
-        )  # fmt: skip
+        return [
+            nn.PixelUnshuffle(2), block(4 * channels, 32, 1), block(32, 64, 1), block(64, 128, 2), block(128, 128, 1),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128, 64), nn.ReLU(),
+        ]  # fmt: skip
 
     @property
     def features(self) -> nn.Module:
@@ -61,21 +64,18 @@ class ResidualClassifier(Classifier):
 
     num_features = 256
 
-    def __init__(self, channels: int = 3, num_classes: int = 10) -> None:
+    @staticmethod
+    def layers(channels: int) -> list[nn.Module]:
         def block(i: int, o: int) -> list[nn.Module]:
             return [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
 
-        nn.Sequential.__init__(
-            self,
-            nn.Sequential(
-                *block(channels, 64),
-                *block(64, 128), nn.MaxPool2d(2), Shortcut(*block(128, 128), *block(128, 128)),
-                *block(128, 256), nn.MaxPool2d(2),
-                *block(256, 256), nn.MaxPool2d(2), Shortcut(*block(256, 256), *block(256, 256)),
-                nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-            ),
-            nn.Linear(256, num_classes),
-        )  # fmt: skip
+        return [
+            *block(channels, 64),
+            *block(64, 128), nn.MaxPool2d(2), Shortcut(*block(128, 128), *block(128, 128)),
+            *block(128, 256), nn.MaxPool2d(2),
+            *block(256, 256), nn.MaxPool2d(2), Shortcut(*block(256, 256), *block(256, 256)),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        ]  # fmt: skip
 
 
 class FeatureExtractor(nn.Module):

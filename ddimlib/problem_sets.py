@@ -23,7 +23,7 @@ def compare(
         seen: a tensor or a number.
         expected: a tensor or a number; a tensor asks for its shape.
         slips: what would have been seen instead, after each of some slips: {"with ᾱ in place of √ᾱ": value}.
-        tolerance: largest difference allowed, as a share of 1 + |expected|.
+        tolerance: largest difference allowed, as a share of `1 + |expected|`.
 
     Raises:
         CheckFailed: when they differ.

@@ -219,11 +219,11 @@ def sample(
     n, *image = (check_int("each entry of shape", size, 1) for size in shape)
     batch_size, first = check_int("batch_size", batch_size, 1), check_int("first", first, 0)
     check_model(model, schedule)
-    visited = check_timesteps(schedule.T, steps, spacing)
     seed = int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) if seed is None else seed
     if labels is not None:
         labels = check_labels(labels, said_by(model, "num_classes"), n).expand(n)
     check_guidance(guidance, labels)
+    visited = check_timesteps(schedule.T, steps, spacing)
     weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = torch.device("cpu") if weight is None else weight.device
     images, batches = [], range(0, n, batch_size)

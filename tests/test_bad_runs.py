@@ -130,7 +130,7 @@ class Own(nn.Module):
         ({"images": to_model_range(images())}, "must be bytes 0..255, got torch.float32; to_bytes"),
         ({"images": images().int()}, "must be bytes"),
         ({"images": images().numpy()}, "must be a tensor"),
-        ({"images": images()[0]}, r"must be \[N, C, H, W\]"),
+        ({"images": images()[0]}, r"must be \[B, C, H, W\]"),
         ({"images": images()[:0]}, "not empty"),
         ({"images": images()[:5]}, "5 images do not fill one batch of 6"),
         ({"images": images().expand(-1, 3, -1, -1)}, "1 channels, these have 3"),
