@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from classroom.wire import Channel, Foreign, WireError, pack, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ("checks.py", "data.py", "unet.py", "checking.py")
+KEPT = ("arguments.py", "data.py", "unet.py", "problem_sets.py")
 """Files of ddimlib that a student's code may use while it is graded: images, a network, and the printing of differences."""
 
 ANSWER_KEYS = (

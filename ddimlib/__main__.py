@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import tyro
@@ -24,7 +24,7 @@ from ddimlib.data import (
     to_model_range,
     with_channels,
 )
-from ddimlib.denoisers import GuidedDenoiser, LabelledDenoiser, VelocityDenoiser
+from ddimlib.denoisers import VelocityDenoiser, conditioned
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
 from ddimlib.evaluation import evaluate
 from ddimlib.inversion import invert
@@ -56,12 +56,10 @@ class Command:
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     quiet: bool = False
 
+    is_shareable: ClassVar[bool] = False  # by the processes that torchrun starts
+
     def is_resumable(self) -> bool:
         """Whether the same command goes on where an interrupted one stopped."""
-        return False
-
-    def is_shareable(self) -> bool:
-        """Whether the processes that torchrun starts can share the work."""
         return False
 
     def run(self) -> int | None:
@@ -123,10 +121,10 @@ class Train(Command):
     network: OmitArgPrefixes[Network] = field(default_factory=Network)
     training: OmitArgPrefixes[TrainingConfig] = field(default_factory=lambda: RECIPES["mnist"].training)
 
+    is_shareable = True
+
     def is_resumable(self) -> bool:
         return True
-
-    is_shareable = is_resumable
 
     def chosen_recipe(self) -> Recipe:
         """The recipe whose numbers the options replace."""
@@ -148,11 +146,16 @@ class Train(Command):
             if given:
                 raise ValueError(f"--start-from brings its network with it; leave {', '.join(given)} out")
             images = with_channels(images, start[0].image_shape[0])
-        num_classes = None if labels is None else int(labels.max()) + 1
-        height, width = images.shape[2:]
-        size = width if height == width else (height, width)
-        of_the_data = {"channels": images.shape[1], "image_size": size, "num_classes": num_classes}
-        network = base | of_the_data | given
+        _, channels, height, width = images.shape
+        network = (
+            base
+            | given
+            | {
+                "channels": channels,
+                "image_size": width if height == width else (height, width),
+                "num_classes": None if labels is None else int(labels.max()) + 1,
+            }
+        )
         fresh = self.schedule or ("linear" if start is None else None)
         schedule = getattr(NoiseSchedule, fresh)() if fresh else start[1]  # type: ignore[index]
         torch.manual_seed(self.training.seed)
@@ -175,9 +178,7 @@ class Train(Command):
         )  # fmt: skip
         if len(set(exchange(trainer.step))) > 1:
             raise ValueError(f"the processes found different checkpoints; {out} must be on a disk that all of them see")
-        torch.backends.cudnn.benchmark = (
-            True  # all batches have one shape: its fastest convolutions are worth looking for
-        )
+        torch.backends.cudnn.benchmark = True  # all batches have one shape: look for its fastest convolutions
         if trainer.device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # enough for Muon's matrix products
         if fit is not None and trainer.step == 0:
@@ -199,10 +200,7 @@ class Train(Command):
         return 0
 
     def _write(self, out: Path, trainer: Trainer, recipe: Recipe, start: dict[str, Any] | None) -> None:
-        for name, model in {
-            "model": trainer.averaged_model,
-            "last": trainer.model,
-        }.items():  # to see what averaging does
+        for name, model in (("model", trainer.averaged_model), ("last", trainer.model)):  # to see what averaging does
             save_model(out / f"{name}.safetensors", model, trainer.schedule, half=recipe.half)  # type: ignore[arg-type]
         config = trainer.config
         card = {
@@ -276,11 +274,10 @@ class Sample(Drawing):
     kind: Literal["picture", "film", "pictures", "tensors"] | None = None
     out: str = "grid.png"
 
+    is_shareable = True
+
     def is_resumable(self) -> bool:
         return self.what() == "tensors"
-
-    def is_shareable(self) -> bool:
-        return True
 
     def what(self) -> str:
         """The kind of output: as asked for, or as the name of --out says."""
@@ -307,9 +304,8 @@ class Sample(Drawing):
             facts = provenance(self.device)
             sample_shards(model, schedule, config, self.out, facts, progress=not self.quiet)
             if rank() == 0:
-                print(
-                    f"wrote {self.out}: {self.n} images in {len(config.shards())} files, and manifest.json about them"
-                )
+                files = f"{self.n} images in {len(config.shards())} files"
+                print(f"wrote {self.out}: {files}, and manifest.json about them")
             return
         labels = config.labels_of(range(self.n))
         if kind == "film":
@@ -327,11 +323,7 @@ class Sample(Drawing):
         print(f"wrote {self.out}: {self.n} images, {self.steps} steps, eta {self.eta}, seed {self.seed}")
 
     def _film(self, model: VelocityDenoiser, schedule: NoiseSchedule, labels: Tensor | None) -> None:
-        denoiser: Any = model
-        if labels is not None:
-            denoiser = (
-                LabelledDenoiser(model, labels) if self.guidance == 1 else GuidedDenoiser(model, labels, self.guidance)
-            )
+        denoiser = conditioned(model, labels, self.guidance)
         noise = SeededNoise.from_seed(self.seed, self.n)
         x_T = noise.initial(model.image_shape).to(self.device)
         visited = timesteps(schedule.T, self.steps, self.spacing)
@@ -367,12 +359,13 @@ class Interpolate(Drawing):
         model, schedule = load(self.model, self.device)
         a, b = (SeededNoise.from_seed(seed, 1).initial(model.image_shape) for seed in self.seeds)
         x_T = torch.cat([slerp(a, b, i / (self.n - 1)) for i in range(self.n)]).to(self.device)
-        denoiser: Any = model if self.label is None else LabelledDenoiser(model, self.label)
-        x_0 = last(ddim(denoiser, schedule, x_T, timesteps(schedule.T, self.steps, self.spacing)))
+        x_0 = sample(
+            model, schedule, steps=self.steps, spacing=self.spacing, labels=self.label, batch_size=self.batch_size,
+            progress=not self.quiet, x_T=x_T,
+        )  # fmt: skip
         save_images(x_0, self.out, self.n, self.scale)
-        print(
-            f"wrote {self.out}: {self.n} images from seed {self.seeds[0]} to seed {self.seeds[1]}, {self.steps} steps"
-        )
+        ends = f"from seed {self.seeds[0]} to seed {self.seeds[1]}"
+        print(f"wrote {self.out}: {self.n} images {ends}, {self.steps} steps")
 
 
 @dataclass(kw_only=True)
@@ -403,7 +396,7 @@ class Invert(Drawing):
         visited = timesteps(schedule.T, self.steps, self.spacing)
         images, labels = images_of(self.data or self.model, self.root, self.n)
         x_0 = images.to(self.device)
-        denoiser: Any = model if labels is None or model.num_classes is None else LabelledDenoiser(model, labels)
+        denoiser = conditioned(model, None if model.num_classes is None else labels)
         code = last(invert(denoiser, schedule, x_0, visited, self.iterations))
         again = last(ddim(denoiser, schedule, code, visited))
         save_images(torch.cat([x_0, code.clamp(-3, 3) / 3, again.clamp(-1, 1)]), self.out, self.n, self.scale)
@@ -542,9 +535,8 @@ def load(name: str, device: str = "cpu") -> tuple[VelocityDenoiser, NoiseSchedul
         return load_pretrained(name, device)
     if name.endswith(".safetensors") or Path(name).is_dir():
         return load_model(name, device)
-    raise ValueError(
-        f"no model {name!r}: use one of {', '.join(available())}, a .safetensors file, or the folder of a run"
-    )
+    names = ", ".join(available())
+    raise ValueError(f"no model {name!r}: use one of {names}, a .safetensors file, or the folder of a run")
 
 
 def card_of(model: str) -> dict[str, Any]:
@@ -599,10 +591,9 @@ def parse(argv: Sequence[str]) -> Command:
     if list(argv) in (["--version"], ["-V"]):
         print(f"ddimlib {__version__}")
         raise SystemExit(0)
-    words = [
-        word if word not in ("--bf16", "--no-bf16") or argv[0] != "train" else f"--bf16={word == '--bf16'}"
-        for word in argv
-    ]
+    words = list(argv)
+    if words[:1] == ["train"]:  # where the option has three states, tyro wants a word after it
+        words = [f"--bf16={word == '--bf16'}" if word in ("--bf16", "--no-bf16") else word for word in words]
     union: Any = None
     for name, command in COMMANDS.items():
         entry = Annotated[command, subcommand(name)]  # type: ignore[valid-type]
@@ -623,17 +614,13 @@ def execute(parsed: Callable[[], Command]) -> int:
     try:
         command = parsed()
         with process_group(command.device) as command.device:
-            if world_size() > 1 and not command.is_shareable():
-                raise ValueError(
-                    "only train and sample can be shared by processes; start this command without torchrun"
-                )
+            if world_size() > 1 and not command.is_shareable:
+                raise ValueError("only train and sample can be shared by processes; start this without torchrun")
             _check_device(command.device)
             return command.run() or 0
     except KeyboardInterrupt as interruption:
-        more = (
-            "the same command again continues where this one stopped" if command.is_resumable() else "nothing is kept"
-        )
-        print(f"\ninterrupted; {more}", file=sys.stderr)
+        goes_on = "the same command again continues where this one stopped"
+        print(f"\ninterrupted; {goes_on if command.is_resumable() else 'nothing is kept'}", file=sys.stderr)
         number = interruption.args[0] if interruption.args else 2
         return 128 + number if isinstance(number, int) else 130
     except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError, MemoryError) as error:

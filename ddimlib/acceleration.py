@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddimlib.checks import KindError, describe
+from ddimlib.arguments import KindError, describe
 
 
 def accelerate(
@@ -30,10 +30,7 @@ def accelerate(
             are float32 all the same. Images move a little: by some thousandths of a pixel's range on average, by much more
             where the edge of a stroke shifts. False keeps float32, and images equal to rounding.
         compile: let `torch.compile` write kernels for the network, at the first call: that takes from seconds to minutes.
-        graph: replay a CUDA graph; None: on a CUDA GPU.
-
-    Raises:
-        ValueError: when a graph is asked for on a device other than a CUDA GPU.
+        graph: replay a CUDA graph, on a CUDA GPU only; None: where there is one.
     """
     if not isinstance(model, nn.Module):
         raise KindError(f"only a network, an nn.Module, can be accelerated, got {describe(model)}")
@@ -45,9 +42,8 @@ def accelerate(
     if graph and not on_gpu:
         raise ValueError(f"CUDA graphs need a CUDA GPU, but the model is on {device}; leave graph out")
     if bf16 and parameter is not None and parameter.dtype not in (torch.float32, torch.bfloat16):
-        raise ValueError(
-            f"bf16 converts a float32 network, but this one is {parameter.dtype}; use model.float(), or leave it"
-        )
+        fix = "use model.float(), or leave it"
+        raise ValueError(f"bf16 converts a float32 network, but this one is {parameter.dtype}; {fix}")
     if bf16 is None:
         able = torch.cuda.is_bf16_supported(False) if on_gpu else cpu_gains_by_bf16(compile)
         bf16 = able and parameter is not None and parameter.dtype == torch.float32
@@ -138,12 +134,7 @@ class AcceleratedDenoiser(nn.Module):
             return self.captured(*inputs)(*inputs) if self.uses_graph else self._evaluate(*inputs)
 
     def captured(self, *inputs: Tensor) -> "CapturedCall":
-        """The graph for inputs of these shapes and dtypes, captured now if it is not at hand.
-
-        Raises:
-            ValueError: when an input is on another device than the model.
-            RuntimeError: when the model cannot be captured.
-        """
+        """The graph for inputs of these shapes and dtypes, captured now if it is not at hand."""
         if wrong := [x.device for x in inputs if x.device != self._device]:
             raise ValueError(f"the graph runs on {self._device}, but an input is on {wrong[0]}; move it there first")
         key = tuple((x.shape, x.dtype) for x in inputs)
@@ -151,11 +142,9 @@ class AcceleratedDenoiser(nn.Module):
             self._graphs.move_to_end(key)
             return self._graphs[key]
         if len(self._graphs) == self.MOST_GRAPHS:
-            warnings.warn(
-                f"{self.captures} shapes were captured, and the oldest of {self.MOST_GRAPHS} graphs is dropped for "
-                f"{tuple(inputs[0].shape)}; capturing costs as much as several evaluations: use few batch sizes",
-                stacklevel=2,
-            )
+            dropped = f"the oldest of {self.MOST_GRAPHS} graphs is dropped for {tuple(inputs[0].shape)}"
+            cost = "capturing costs as much as several evaluations: use few batch sizes"
+            warnings.warn(f"{self.captures} shapes were captured, and {dropped}; {cost}", stacklevel=2)
             self._graphs.popitem(last=False)
         self._pool = torch.cuda.graph_pool_handle() if self._pool is None else self._pool
         self._graphs[key] = CapturedCall(self._evaluate, inputs, self._pool)
@@ -200,10 +189,8 @@ class CapturedCall:
                     self.output = function(*self.inputs)
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]  # CUDA adds a page of advice on debugging
-                raise RuntimeError(
-                    f"this network cannot be captured in a CUDA graph ({reason}); its forward pass waits for the GPU or "
-                    "takes data from the host. Accelerate it with graph=False"
-                ) from error
+                why = "its forward pass waits for the GPU or takes data from the host. Accelerate it with graph=False"
+                raise RuntimeError(f"this network cannot be captured in a CUDA graph ({reason}); {why}") from error
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         for fixed, new in zip(self.inputs, inputs, strict=True):

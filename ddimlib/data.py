@@ -1,7 +1,9 @@
 """Image data sets as tensors: torchvision's own, any folder of images, and a small bundled sample."""
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from ddimlib.checks import check_floats
+from ddimlib.arguments import check_floats
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -29,36 +31,22 @@ CLASS_NAMES = {
 LARGEST = 1024 * 1024
 """Pixels of a picture, at most: more is a slip, or a small file that would fill the memory."""
 
-_ORIENTATION = ExifTags.Base.Orientation
-
 
 def to_model_range(images: Tensor) -> Tensor:
-    """Bytes 0..255 to float32 in [-1, 1], the range that the forward process assumes (Ho et al. 2020, section 3.3).
-
-    Raises:
-        ValueError: when the images are no bytes.
-    """
+    """Bytes 0..255 to float32 in [-1, 1], the range that the forward process assumes (Ho et al. 2020, section 3.3)."""
     if images.dtype != torch.uint8:
         raise ValueError(f"to_model_range takes bytes 0..255, got {images.dtype}; images in [0, 1] become 2 * x - 1")
     return images.float() / 127.5 - 1
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Model range [-1, 1] to bytes 0..255; what lies outside is clipped.
-
-    Raises:
-        ValueError: when the images are no floating-point numbers.
-    """
+    """Floating-point images in the model range [-1, 1] to bytes 0..255; what lies outside is clipped."""
     check_floats("images", images)
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:
-    """Bytes [N, C, H, W] with so many channels: grey repeated in three, colour weighed into one as the eye does.
-
-    Raises:
-        ValueError: when `channels` is neither 1 nor 3, nor what the images have.
-    """
+    """Bytes [N, C, H, W] with so many channels: grey repeated in three, colour weighed into one as the eye does."""
     if channels == images.shape[1]:
         return images
     if {channels, images.shape[1]} != {1, 3}:
@@ -73,22 +61,13 @@ def warped(x: Tensor, generator: torch.Generator) -> Tensor:
 
     The affine part turns by a few degrees and changes lengths by some per cent; the smooth displacement on top of it moves
     a pixel by about half a pixel (Simard et al. 2003, "Best practices for convolutional neural networks", section 2).
-    What comes in from outside repeats the border.
-
-    Args:
-        x: images, [B, C, H, W].
-        generator: of the draws, on the CPU; they are made for the whole batch at once.
-
-    Returns:
-        As x.
+    What comes in from outside repeats the border. x is [B, C, H, W], on any device; the generator draws on the CPU, for the
+    whole batch at once.
     """
     n, h, w = len(x), *x.shape[2:]
     affine = torch.eye(2, 3) + 0.08 * torch.randn(n, 2, 3, generator=generator) * torch.tensor([1.0, 1.0, 0.6])
-    bend = (
-        1.2
-        / w
-        * F.interpolate(torch.randn(n, 2, 4, 4, generator=generator), (h, w), mode="bicubic").permute(0, 2, 3, 1)
-    )
+    coarse = torch.randn(n, 2, 4, 4, generator=generator)
+    bend = 1.2 / w * F.interpolate(coarse, (h, w), mode="bicubic").permute(0, 2, 3, 1)
     grid = F.affine_grid(affine, list(x.shape), align_corners=False) + bend
     return F.grid_sample(x, grid.to(x.device), padding_mode="border", align_corners=False)
 
@@ -147,9 +126,9 @@ def _load_folder(folder: Path, part: str) -> tuple[Tensor, Tensor | None]:
     width, height = sizes[paths[0]]
     for path, size in sizes.items():
         if size != (width, height):
+            first = f"the first image has {width}×{height}"
             raise ValueError(
-                f"{path} has {size[0]}×{size[1]} pixels, the first image has {width}×{height}; give all images of the data "
-                "set one size"
+                f"{path} has {size[0]}×{size[1]} pixels, {first}; give all images of the data set one size"
             )
     pixels = np.empty((len(paths), height, width, 3), dtype=np.uint8)
 
@@ -203,41 +182,44 @@ def _is_picture(path: Path) -> bool:
     return not _is_hidden(path.name) and not path.is_dir() and path.suffix.lower() in Image.registered_extensions()
 
 
+@contextmanager
+def _picture(path: Path) -> Iterator[Image.Image]:
+    """An open picture; whatever goes wrong with it, the error names the file."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:
+        raise ValueError(f"{path} is damaged or no picture ({error}); replace it or remove it") from error
+
+
 def _size(path: Path) -> tuple[int, int]:
     """Width and height, from the head of the file; refuses what is no picture, or too large to train on."""
     if not path.is_file():
         raise ValueError(f"{path} is no file, but a pipe, a device or a broken link; remove it")
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(_ORIENTATION, 1) >= 5:  # lying on its side
-                width, height = height, width
-    except Exception as error:
-        raise ValueError(f"{path} is damaged or no picture ({error}); replace it or remove it") from error
+    with _picture(path) as image:
+        width, height = image.size
+        if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:  # lying on its side
+            width, height = height, width
     if width * height > LARGEST:
-        raise ValueError(
-            f"{path} has {width}×{height} pixels, more than networks here are trained on; resize it to 64×64, say"
-        )
+        why = "more than networks here are trained on; resize it to 64×64, say"
+        raise ValueError(f"{path} has {width}×{height} pixels, {why}")
     return width, height
 
 
 def _decoded(path: Path) -> np.ndarray:
     """A picture as bytes [H, W, 3]: upright, on white where it is transparent, 16-bit and float values scaled."""
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode.startswith(("I", "F")):
-                values = np.asarray(image, dtype=np.float64)
-                largest = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if image.mode == "F" else 65535.0
-                if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= largest):
-                    raise ValueError(f"values from {values.min():g} to {values.max():g}, not from 0 to {largest:g}")
-                image = Image.fromarray((values * (255 / largest)).round().astype(np.uint8))
-            if image.has_transparency_data:
-                image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:
-        raise ValueError(f"{path} is damaged or no picture ({error}); replace it or remove it") from error
+    with _picture(path) as opened:
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith(("I", "F")):
+            values = np.asarray(image, dtype=np.float64)
+            largest = 1.0 if image.mode == "F" and values.max() <= 1 else 255.0 if image.mode == "F" else 65535.0
+            if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= largest):
+                raise ValueError(f"values from {values.min():g} to {values.max():g}, not from 0 to {largest:g}")
+            image = Image.fromarray((values * (255 / largest)).round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return np.asarray(image.convert("RGB"))
 
 
 def bundled_samples() -> list[str]:
@@ -254,9 +236,6 @@ def bundled_sample(name: str, train: bool = False) -> tuple[Tensor, Tensor]:
 
     Returns:
         images, float32 [N, 1, 28, 28] in [-1, 1], and labels, int64 [N].
-
-    Raises:
-        ValueError: when no such sample is shipped.
     """
     path = PRETRAINED / (f"{name}-train.npz" if train else f"{name}-sample.npz")
     if not path.exists():

@@ -1,19 +1,17 @@
 """What a denoiser is, how a sampler asks it, and wrappers that make one out of something else.
 
-A denoiser is any callable `eps = model(x, t)` with x [B, C, H, W], t int64 [B] in 1..T, and eps of x's shape. Each wrapper is
-an `nn.Module`, so that samplers can find the network inside it, its device, its dtype and its mode.
+Each wrapper is an `nn.Module`, so that samplers can find the network inside it, its device, its dtype and its mode.
 """
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ddimlib.checks import KindError, check_finite, check_floats, check_labels, check_number, describe
+from ddimlib.arguments import KindError, check_as_many, check_finite, check_floats, check_labels, check_number, describe
 from ddimlib.schedule import NoiseSchedule
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -60,10 +58,10 @@ def check_start(model: Any, schedule: NoiseSchedule, t: int) -> None:
 class Asked:
     """ε = model(x, t) with one t for the whole batch, as every sampler asks.
 
-    The network is in eval mode while it is asked, and put back after every evaluation and not at the end of a walk, so that a
-    walk that is interrupted or simply abandoned leaves nothing behind. Threads may share a network: it goes back to training
-    mode when the last evaluation in progress ends. It is asked in its own dtype, and its answer has the dtype of x. If it
-    works in place, it is given copies of x. Answers carry no gradient unless `differentiable`.
+    The network is in eval mode while it is asked, and put back after every evaluation, so that a walk that is interrupted or
+    abandoned leaves nothing behind. Threads may share a network: it goes back to training mode when the last evaluation in
+    progress ends. It is asked in its own dtype, and its answer has the dtype of x. If it works in place, it is given copies
+    of x. Answers carry no gradient unless `differentiable`.
 
     Args:
         model: the denoiser.
@@ -80,6 +78,7 @@ class Asked:
         self.model, self.differentiable = model, differentiable
         self.start = x if differentiable else x.detach()
         modules = list(model.modules()) if isinstance(model, nn.Module) else []
+        # to write into vars(module) takes a tenth of the time of module.training = ...
         self.modes = [vars(m) if "training" in vars(m) else _ModeElsewhere(m) for m in modules]
         weights = (p.dtype for m in modules for p in m.parameters(recurse=False) if p.is_floating_point())
         self.dtype: torch.dtype | None = said_by(model, "input_dtype") or next(weights, None)
@@ -90,18 +89,25 @@ class Asked:
         if given is x and (self.copies or x.is_inference()):
             given = x.clone()
         before = _version(given)
-        with _eval_mode(self.modes), torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-            eps = self.model(given, torch.full((len(x),), t, dtype=torch.int64, device=x.device))
-        if given is x and _version(x) != before:
+        borrowed: list[Any] = []
+        try:
+            _borrow(self.modes, borrowed)
+            with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
+                eps = self.model(given, torch.full((len(x),), t, dtype=torch.int64, device=x.device))
+        finally:
+            if borrowed:
+                _give_back(borrowed)
+        changed = _version(given) != before
+        if given is x and changed:
             raise RuntimeError(f"the network changed its input in place at t = {t}, but not before; give it a copy")
-        self.copies = self.copies and _version(given) != before
-        check_floats(
-            "the answer of a denoiser", eps, "wrap it, as in lambda x, t: network(x, t)[0], or DiffusersDenoiser(unet)"
-        )
+        self.copies = self.copies and changed
+        fix = "wrap it, as in lambda x, t: network(x, t)[0], or DiffusersDenoiser(unet)"
+        check_floats("the answer of a denoiser", eps, fix)
         if eps.shape != x.shape:
-            shapes = f"{tuple(x.shape)}, got {tuple(eps.shape)}"
-            fix = "PredictionDenoiser(network) drops a variance that a network also predicts"
-            raise ValueError(f"a denoiser must return the shape it was given, {shapes}; {fix}")
+            raise ValueError(
+                f"a denoiser must return the shape it was given, {tuple(x.shape)}, got {tuple(eps.shape)}; "
+                "PredictionDenoiser(network) drops a variance that a network also predicts"
+            )
         if self.differentiable and not eps.requires_grad:
             raise ValueError(
                 "the answer of this network carries no gradient: neither x nor a weight requires one, or it runs under "
@@ -136,32 +142,30 @@ _lock = threading.Lock()
 _borrowed: dict[int, list[Any]] = {}  # of each evaluation in progress, what goes back to training mode
 
 
-@contextmanager
-def _eval_mode(modes: Sequence[Any]) -> Iterator[None]:
-    """Modules in eval mode; those in training mode go back to it when the last evaluation that shares them has ended.
-
-    They are given by their vars: to write there takes a tenth of the time of `module.training = ...`.
-    """
-    mine: list[Any] = []
-    try:
-        with _lock:
-            if _borrowed:
-                shared = {id(mode) for others in _borrowed.values() for mode in others}
-                mine.extend([mode for mode in modes if mode["training"] or id(mode) in shared])
-            else:
-                mine.extend([mode for mode in modes if mode["training"]])
-            if mine:
-                _borrowed[id(mine)] = mine
-            for mode in mine:
-                mode["training"] = False
-        yield
-    finally:
+def _borrow(modes: Sequence[Any], mine: list[Any]) -> None:
+    """Put modules, given by their vars, in eval mode; `mine` receives those that belong in training mode."""
+    with _lock:
+        mine += [mode for mode in modes if mode["training"]]
+        if _borrowed:
+            needed = _needed()
+            mine += [mode for mode in modes if id(mode) in needed]
         if mine:
-            with _lock:
-                _borrowed.pop(id(mine), None)
-                shared = {id(mode) for others in _borrowed.values() for mode in others}
-                for mode in mine:
-                    mode["training"] = id(mode) not in shared
+            _borrowed[id(mine)] = mine
+        for mode in mine:
+            mode["training"] = False
+
+
+def _give_back(mine: list[Any]) -> None:
+    """Put modules in training mode again, but for those that another evaluation still needs."""
+    with _lock:
+        _borrowed.pop(id(mine), None)
+        needed = _needed()
+        for mode in mine:
+            mode["training"] = id(mode) not in needed
+
+
+def _needed() -> set[int]:
+    return {id(mode) for others in _borrowed.values() for mode in others}
 
 
 class PredictionDenoiser(nn.Module):
@@ -178,39 +182,35 @@ class PredictionDenoiser(nn.Module):
             channels, the second half, a learned variance, is dropped, with a warning.
         schedule: the schedule that it was trained with; only a network that predicts ε can do without.
         prediction: what its output means.
+
+    Attributes:
+        num_classes: number of class labels the network knows, or None.
+        image_shape: (C, H, W) of the images that it was trained on, if it says so.
     """
 
     of_x: Tensor
     of_output: Tensor
+    image_shape: tuple[int, int, int]
 
     def __init__(self, network: Any, schedule: NoiseSchedule | None = None, prediction: Prediction = "eps") -> None:
         super().__init__()
         if prediction not in get_args(Prediction):
             raise ValueError(f"prediction must be one of {', '.join(get_args(Prediction))}, got {describe(prediction)}")
         self.network, self.schedule, self.prediction = network, schedule, prediction
+        self.num_classes: int | None = getattr(network, "num_classes", None)
+        if hasattr(network, "image_shape"):
+            self.image_shape = network.image_shape
         if prediction == "eps":
             return
         if not isinstance(schedule, NoiseSchedule):
             raise KindError(f"to read {prediction} as noise, pass the network's schedule, got {describe(schedule)}")
         signal, sigma = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
         of_x, of_output = (sigma, signal) if prediction == "v" else (1 / sigma, -signal / sigma)
-        of_x, of_output = (
-            of_x.masked_fill(signal == 0, 0),
-            of_output.masked_fill(signal == 0, 1 - 2 * (prediction == "x0")),
-        )
+        silent = signal == 0
         # tables on the network's device: looking t up must not wait for the host
-        self.register_buffer("of_x", of_x.float(), persistent=False)
-        self.register_buffer("of_output", of_output.float(), persistent=False)
-
-    @property
-    def num_classes(self) -> int | None:
-        """Number of class labels the network knows, or None."""
-        return getattr(self.network, "num_classes", None)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that the network was trained on."""
-        return self.network.image_shape
+        self.register_buffer("of_x", of_x.masked_fill(silent, 0).float(), persistent=False)
+        velocity = 1 if prediction == "v" else -1
+        self.register_buffer("of_output", of_output.masked_fill(silent, velocity).float(), persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         output = self.output(x, t, labels)
@@ -249,15 +249,12 @@ class DiffusersDenoiser(PredictionDenoiser):
         schedule: the schedule that it was trained with; needed unless the prediction is ε.
     """
 
-    num_classes: int | None = None  # type: ignore[assignment]
-
     def __init__(
         self, unet: Any, num_classes: int | None = None, prediction: str = "eps", schedule: NoiseSchedule | None = None
     ) -> None:
         if hasattr(unet, "unet"):
-            raise KindError(
-                "this is a pipeline; pass its unet, and prediction=pipeline.scheduler.config.prediction_type"
-            )
+            fix = "pass its unet, and prediction=pipeline.scheduler.config.prediction_type"
+            raise KindError(f"this is a pipeline; {fix}")
         super().__init__(unet, schedule, DIFFUSERS_WORDS.get(prediction, prediction))  # type: ignore[arg-type]
         self.label_rows = unet.config.num_class_embeds
         self.num_classes = self.label_rows if num_classes is None else num_classes
@@ -267,14 +264,9 @@ class DiffusersDenoiser(PredictionDenoiser):
 
 
 class LabelledDenoiser(nn.Module):
-    """A class-conditional network with its labels fixed: ε(x, t) = model(x, t, labels).
+    """A class-conditional network with its labels, see :data:`Labels`, fixed: ε(x, t) = model(x, t, labels).
 
-    Args:
-        model: called as model(x, t, labels).
-        labels: see :data:`Labels`.
-
-    Raises:
-        ValueError: when the network has no labels, or a label is out of range; when called, if the batch has another size.
+    A ValueError says when the network has no labels, or a label is out of range; when called, if the batch has another size.
     """
 
     def __init__(self, model: Any, labels: Labels) -> None:
@@ -287,9 +279,8 @@ class LabelledDenoiser(nn.Module):
 
     def labels_for(self, x: Tensor) -> Tensor:
         """The labels on the device of x, to be kept: a copy at every step would make the host wait."""
-        if self.labels.ndim and len(self.labels) != len(x):
-            fix = "give one label for each sample, in their order"
-            raise ValueError(f"{len(self.labels)} labels for a batch of {len(x)}; {fix}")
+        if self.labels.ndim:
+            check_as_many(self.labels, len(x))
         self.labels = self.labels.to(x.device)
         return self.labels.expand(len(x))
 
@@ -301,12 +292,9 @@ class GuidedDenoiser(LabelledDenoiser):
     than 1 exaggerates what the label asks for. Both halves run as one batch of 2B.
 
     Args:
-        model: called as model(x, t, labels); labels equal to num_classes mean "none".
+        model: called as model(x, t, labels); it has a row for labels equal to num_classes, which mean "none".
         labels: see :data:`Labels`.
         scale: finite, at least 0.
-
-    Raises:
-        ValueError: as :class:`LabelledDenoiser`, for a bad scale, and when the network has no row for "none".
     """
 
     def __init__(self, model: Any, labels: Labels, scale: float) -> None:
@@ -314,13 +302,25 @@ class GuidedDenoiser(LabelledDenoiser):
         self.scale = check_number("the guidance scale", scale, 0, fix="1 means no guidance")
         self.none, rows = int(said_by(model, "num_classes")), said_by(model, "label_rows")
         if rows is not None and rows <= self.none:
-            raise ValueError(
-                f"guidance asks for the class {self.none} as 'none', but this network has rows 0..{rows - 1}; if its last one "
-                f"means 'none', use DiffusersDenoiser(unet, num_classes={rows - 1})"
-            )
+            fix = f"if its last one means 'none', use DiffusersDenoiser(unet, num_classes={rows - 1})"
+            got = f"this network has rows 0..{rows - 1}"
+            raise ValueError(f"guidance asks for the class {self.none} as 'none', but {got}; {fix}")
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         labels = self.labels_for(x)
         asked = torch.cat([torch.full_like(labels, self.none), labels])
         unconditional, conditional = self.model(x.repeat(2, 1, 1, 1), t.repeat(2), asked).chunk(2)
         return unconditional.lerp(conditional, self.scale)
+
+
+def check_guidance(guidance: float, labels: Any) -> None:
+    """Raise unless `guidance` is finite and at least 0, and has labels to guide towards where it is not 1."""
+    if check_number("guidance", guidance, 0, fix="1 is none") != 1 and labels is None:
+        raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
+
+
+def conditioned(model: Any, labels: Labels | None, guidance: float = 1.0) -> Any:
+    """`model` asked for classes: with labels a :class:`LabelledDenoiser`, with guidance a :class:`GuidedDenoiser`."""
+    if labels is None:
+        return model
+    return LabelledDenoiser(model, labels) if guidance == 1 else GuidedDenoiser(model, labels, guidance)

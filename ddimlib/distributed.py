@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from ddimlib.checks import check_int, check_labels, check_number
+from ddimlib.arguments import check_int, check_labels
 from ddimlib.data import to_bytes
-from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.denoisers import VelocityDenoiser, check_guidance
 from ddimlib.provenance import check_settings, model_settings
-from ddimlib.samplers import Clip, Eta, ddim_sigma, sample
+from ddimlib.samplers import Clip, Eta, check_clip, ddim_sigma, sample
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import check_output, locked, read_json, read_tensors, write_json, write_tensors
 from ddimlib.timesteps import Spacing, timesteps
@@ -39,18 +39,15 @@ def process_group(device: str, timeout: timedelta = TIMEOUT) -> Iterator[str]:
     """Join the processes that `torchrun` started, and part at the end; in a process started alone, do nothing.
 
     Tensors on a GPU travel by NCCL, all else by Gloo. SIGTERM, by which `torchrun` ends the others when one process dies,
-    becomes a KeyboardInterrupt: what stops cleanly at Ctrl-C stops cleanly then.
+    becomes a KeyboardInterrupt: what stops cleanly at Ctrl-C stops cleanly then. A RuntimeError that is raised inside, mostly
+    because another process has gone, gets word of how to go on.
 
     Args:
         device: "cpu", or "cuda" for the GPU of this process's number on its machine.
         timeout: see :data:`TIMEOUT`.
 
     Yields:
-        The device of this process.
-
-    Raises:
-        ValueError: when there is no such GPU, see :func:`local_device`.
-        RuntimeError: what was raised inside, mostly because another process has gone, with word of how to go on.
+        The device of this process, see :func:`local_device`.
     """
     if "LOCAL_RANK" not in os.environ:
         yield device
@@ -77,22 +74,15 @@ def process_group(device: str, timeout: timedelta = TIMEOUT) -> Iterator[str]:
 
 
 def local_device(device: str, local_rank: int, gpus: int) -> str:
-    """The device of process `local_rank` of a machine with that many GPUs: "cuda" becomes "cuda:<local_rank>".
-
-    Raises:
-        ValueError: when there are fewer GPUs than processes, or one GPU was named for all of them.
-    """
+    """The device of process `local_rank` of a machine with that many GPUs: "cuda" becomes "cuda:<local_rank>"."""
     if torch.device(device).type != "cuda":
         return device
     if device != "cuda":
-        raise ValueError(
-            f"under torchrun each process has a GPU of its own, so not all can use {device}; "
-            "give the device cuda, and choose GPUs by CUDA_VISIBLE_DEVICES"
-        )
+        fix = "give the device cuda, and choose GPUs by CUDA_VISIBLE_DEVICES"
+        raise ValueError(f"under torchrun each process has a GPU of its own, so not all can use {device}; {fix}")
     if local_rank >= gpus:
-        raise ValueError(
-            f"process {local_rank} of this machine has no GPU, there are {gpus}; use --nproc-per-node {gpus}"
-        )
+        fix = f"use --nproc-per-node {gpus}"
+        raise ValueError(f"process {local_rank} of this machine has no GPU, there are {gpus}; {fix}")
     return f"cuda:{local_rank}"
 
 
@@ -107,11 +97,7 @@ def world_size() -> int:
 
 
 def exchange(value: Value) -> list[Value]:
-    """What each process passed to this call, by rank. It waits for the slowest.
-
-    Raises:
-        RuntimeError: when a process has ended, or says nothing for the time given to :func:`process_group`.
-    """
+    """What each process passed to this call, by rank. It waits for the slowest; a RuntimeError says when one has gone."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -150,9 +136,6 @@ class SamplingConfig:
         steps, eta, spacing, seed, guidance, clip: see :func:`ddimlib.sample`.
         labels: classes to draw, in turn: image i is of class labels[i % len(labels)]. None: the network chooses.
         batch_size: images at a time, always exactly so many, and images in a file.
-
-    Raises:
-        ValueError: when a number is out of its range, or labels is empty.
     """
 
     n: int
@@ -171,11 +154,8 @@ class SamplingConfig:
         check_int("seed", self.seed, 0, 2**32 - 1)
         if self.labels is not None and len(self.labels) == 0:
             raise ValueError("labels is empty; name at least one class, or pass None")
-        check_number("guidance", self.guidance, 0, fix="1 is none")
-        if self.guidance != 1 and self.labels is None:
-            raise ValueError(f"guidance = {self.guidance} needs labels to guide towards; give labels, or leave it at 1")
-        if self.clip is not None and self.clip != "dynamic":
-            check_number("clip", self.clip, 0, above=True, fix="data in [-1, 1] wants clip = 1")
+        check_guidance(self.guidance, self.labels)
+        check_clip(self.clip)
 
     def shards(self) -> dict[str, range]:
         """The images of each file, by its name. The last file is full, too: what is past n is not read back."""
@@ -209,8 +189,7 @@ def sample_shards(
     threads, kernels may round differently: then a byte here and there can be one level off.
 
     Args:
-        model: a denoiser with `image_shape`; with classes, one called as model(x, t, labels).
-        schedule: its noise schedule.
+        model, schedule: a denoiser with `image_shape`, and its noise schedule.
         config: what to draw.
         out: a folder, on a disk that all processes see.
         facts: where the images come from, as from `ddimlib.provenance`.
@@ -222,9 +201,7 @@ def sample_shards(
     Raises:
         ValueError: when the folder holds images of another network or other settings, more images, or a damaged file; when the
             processes do not agree on network and settings; when `config` does not suit the network.
-        OSError: when `out` cannot be written.
-        RuntimeError: when another process ended or fell silent.
-        FloatingPointError: when the network returns NaN or infinity.
+        RuntimeError: when another process ended or fell silent. OSError: when `out` cannot be written.
     """
     out, size = Path(out), config.batch_size
     ddim_sigma(schedule, timesteps(schedule.T, config.steps, config.spacing)[0], 0, config.eta)
@@ -254,10 +231,7 @@ def sample_shards(
 
 
 def load_samples(folder: str | Path) -> tuple[Tensor, Tensor | None]:
-    """The images that :func:`sample_shards` drew, in order.
-
-    Returns:
-        images, uint8 [n, C, H, W] in 0..255, and labels, int64 [n], or None.
+    """The images that :func:`sample_shards` drew, in order: uint8 [n, C, H, W] in 0..255, and labels, int64 [n], or None.
 
     Raises:
         FileNotFoundError: when there is no manifest, or a file is gone.
@@ -321,7 +295,7 @@ def _write_manifest(
 ) -> dict[str, Any]:
     with locked(out / MANIFEST):
         starts = read_json(out / MANIFEST).get("provenance", []) if (out / MANIFEST).exists() else []
-        starts += [] if facts is None else [facts]
+        starts += [facts] if facts else []
         manifest = {"settings": settings, "n": n, "complete": complete, "provenance": starts}
         write_json(out / MANIFEST, manifest)
     return manifest

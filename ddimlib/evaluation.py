@@ -23,19 +23,11 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def load_results(name: str) -> dict[str, Any]:
-    """A table that was measured beforehand and is shipped with the library, such as "mnist-steps".
-
-    Returns:
-        What :func:`evaluate` returned when the table was made.
-
-    Raises:
-        ValueError: when no table of that name is shipped.
-    """
+    """A table that is shipped with the library, such as "mnist-steps": what :func:`evaluate` returned when it was made."""
     path = RESULTS / f"{name}.json"
     if not path.exists():
-        raise ValueError(
-            f"no results {name!r}; shipped are: {', '.join(sorted(p.stem for p in RESULTS.glob('*.json')))}"
-        )
+        shipped = ", ".join(sorted(p.stem for p in RESULTS.glob("*.json")))
+        raise ValueError(f"no results {name!r}; shipped are: {shipped}")
     return read_json(path)
 
 
@@ -84,19 +76,16 @@ def evaluate(
 
     Raises:
         ValueError: before the first image, when an argument is out of range, the judge knows other classes than the network, or
-            the file at `out` belongs to another network, another judge or other settings.
-        OSError: before the first image, when `out` cannot be written.
+            `out` belongs to another network, judge or settings; OSError, when it cannot be written.
     """
     if n < 2 or batch_size < 1:
         raise ValueError(f"n must be at least 2 and batch_size at least 1, got {n} and {batch_size}")
-    for S in steps:
-        for eta in etas:
-            ddim_sigma(schedule, timesteps(schedule.T, S, spacing)[0], 0, eta)
+    for S, eta in product(steps, etas):
+        ddim_sigma(schedule, timesteps(schedule.T, S, spacing)[0], 0, eta)
     theirs = judge.facts.get("num_classes", model.num_classes)
     if model.num_classes is not None and theirs != model.num_classes:
-        raise ValueError(
-            f"the judge knows {theirs} classes, the network {model.num_classes}; take the judge of its data"
-        )
+        known = f"the judge knows {theirs} classes, the network {model.num_classes}"
+        raise ValueError(f"{known}; take the judge of its data")
     settings = model_settings(model, schedule) | {
         "samples": n, "spacing": spacing, "guidance": guidance, "seed": seed, "judge": judge.digest(),
     }  # fmt: skip

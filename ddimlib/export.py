@@ -32,15 +32,13 @@ def export_onnx(model: PredictionDenoiser, path: str | Path) -> None:
 
     Raises:
         ModuleNotFoundError: before any work, when onnx or onnxscript is not installed.
-        ValueError: when the model does not know its schedule.
     """
     try:
         import onnx
         import onnxscript  # noqa: F401, torch's exporter needs it
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"exporting needs the package {error.name}; install what it needs with: pip install onnx onnxscript"
-        ) from error
+        fix = "install what it needs with: pip install onnx onnxscript"
+        raise ModuleNotFoundError(f"exporting needs the package {error.name}; {fix}") from error
     schedule = model.schedule
     if schedule is None:
         raise ValueError(
@@ -67,11 +65,8 @@ def export_onnx(model: PredictionDenoiser, path: str | Path) -> None:
     assert program is not None
     file = program.model_proto
     _store_as_float16(file)
-    facts = {
-        "betas": schedule.beta[1:].tolist(),
-        "image_shape": model.image_shape,
-        "num_classes": model.num_classes,
-    }
+    betas = schedule.beta[1:].tolist()
+    facts = {"betas": betas, "image_shape": model.image_shape, "num_classes": model.num_classes}
     onnx.helper.set_model_props(file, {name: json.dumps(fact) for name, fact in facts.items()})
     onnx.checker.check_model(file, full_check=True)
     write_atomically(path, file.SerializeToString())

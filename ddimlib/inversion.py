@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ddimlib.checks import check_images, check_int
+from ddimlib.arguments import check_images, check_int
 from ddimlib.denoisers import Asked, Denoiser, check_model
 from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
@@ -28,22 +28,18 @@ def invert(
       exact inverse; it is reached when the network changes slowly enough with x for the map to contract. Pan et al. 2023
       edit images this way.
 
-    The book, chapter 9. A NaN from the network is passed on, since a check at every step would make a GPU wait; of the
-    library's functions :func:`ddimlib.sample` alone checks its result.
+    The book, chapter 9.
 
     Args:
-        model, schedule, differentiable: as for :func:`ddimlib.ddim`.
+        model, schedule, steps, differentiable: as for the sampler to be inverted, :func:`ddimlib.ddim`; but no step may go to
+            ᾱ_T = 0, where nothing of the image is left to come back from.
         x_0: images in [-1, 1], [B, C, H, W]; a warning says when they seem to lie in [0, 1].
-        steps: the timesteps of the sampler to be inverted, decreasing, in 1..T; or their number, spaced as "linspace".
         iterations: fixed-point iterations a step; (1 + iterations) · S network evaluations in all.
         residuals: a list that receives, for each implicit step, the largest change that its last iteration made to a pixel.
 
-    Yields:
-        S states at τ_1, …, τ_S, the last of which is x_T: `x_T = last(invert(...))`.
-
-    Raises:
-        ValueError: before the first evaluation, for bad steps, a negative `iterations`, or an x_0 that is no image; and for a
-            step to ᾱ_T = 0, where nothing of the image is left to come back from.
+    Returns:
+        An iterator of S states, at τ_1, …, τ_S, the last of which is x_T. A ValueError comes before the first evaluation, a
+        NaN from the network is passed on.
     """
     check_images("x_0", x_0)
     check_model(model, schedule)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddimlib.checks import KindError, check_finite, check_floats, check_int, check_number, check_same_shape, describe
+from ddimlib.arguments import KindError, check_finite, check_floats, check_int, check_number, check_pair, describe
 
 MOST_SEEDS = 2**32
 
@@ -24,16 +24,15 @@ def sample_seeds(seed: int, n: int, start: int = 0) -> list[int]:
     Raises:
         ValueError: when `seed` or `start` is outside 0..2³²-1 (beyond, two runs would share samples), or n is negative.
     """
-    seed, start = (check_int(name, x, 0, MOST_SEEDS - 1) for name, x in (("seed", seed), ("start", start)))
+    seed, start = check_int("seed", seed, 0, MOST_SEEDS - 1), check_int("start", start, 0, MOST_SEEDS - 1)
     return [mixed_seed(seed, i) for i in range(start, start + check_int("n", n, 0))]
 
 
 class SeededNoise:
     """A source of Gaussian noise with a generator of its own for each sample; seeds are in 0..2⁶⁴-1.
 
-    What sample i receives depends on its seed alone: not on the batch around it, on its place there, on the device, on the
-    dtype or on torch's defaults. (`torch.randn(3)` is not the head of `torch.randn(64, 3)`, and float64 draws differ from
-    float32 ones.) Drawn on the CPU in float32. From seed to images::
+    What sample i receives depends on its seed alone: not on the batch around it or its place there (`torch.randn(3)` is not
+    the head of `torch.randn(64, 3)`), nor on device, dtype and torch's defaults. Drawn on the CPU in float32::
 
         noise = SeededNoise.from_seed(3, n=10)
         x_T = noise.initial(model.image_shape)
@@ -42,9 +41,7 @@ class SeededNoise:
 
     def __init__(self, seeds: Sequence[int]) -> None:
         if not hasattr(seeds, "__iter__"):
-            raise KindError(
-                f"seeds must be a list, one for each sample, got {describe(seeds)}; or use from_seed(seed, n)"
-            )
+            raise KindError(f"seeds must be a list, one a sample, got {describe(seeds)}; or use from_seed(seed, n)")
         self._seeds = [check_int("each seed", seed, 0, 2**64 - 1) for seed in seeds]
         self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in self._seeds]
 
@@ -70,9 +67,9 @@ class SeededNoise:
 
     def check_batch(self, like: Tensor) -> None:
         """Raise ValueError unless `like` [B, …] has one sample for each seed."""
-        if len(like) != len(self):
-            fix = f"use SeededNoise.from_seed(seed, n={len(like)})"
-            raise ValueError(f"this noise has {len(self)} seeds, but the batch has {len(like)} samples; {fix}")
+        if (n := len(like)) != len(self):
+            fix = f"use SeededNoise.from_seed(seed, n={n})"
+            raise ValueError(f"this noise has {len(self)} seeds, but the batch has {n} samples; {fix}")
 
     def __call__(self, like: Tensor) -> Tensor:
         """The next draw with the shape, floating dtype and device of `like` [B, …], which has one sample for each seed."""
@@ -104,7 +101,7 @@ def noise_source(noise: Any, x_T: Tensor, count: int) -> Callable[[int, Tensor],
     if isinstance(noise, Tensor):
         if noise.shape != (count, *x_T.shape):
             raise ValueError(f"step noise must be [S, B, C, H, W] = {(count, *x_T.shape)}, got {tuple(noise.shape)}")
-        check_finite("noise", noise, ndim=None)
+        check_finite("noise", noise, batch=False)
         return lambda i, x: noise[i].to(x.dtype).to(x.device)  # in this order: some devices have no float64
     if not callable(noise):
         fix = "or None, a torch.Generator, a tensor [S, B, C, H, W], a SeededNoise, or a function of the state"
@@ -118,8 +115,7 @@ def noise_source(noise: Any, x_T: Tensor, count: int) -> Callable[[int, Tensor],
 def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """The straight line from a to b: (1 - w) a + w b.
 
-    Between independent Gaussian latents it leaves the shell where they live: at w = ½ the norm sags to √½ ≈ 0.71 (the book,
-    chapter 8).
+    Between independent Gaussian latents the norm sags, to √½ of theirs at w = ½ (the book, chapter 8).
 
     Args:
         a, b: [B, …], floating point, finite, same shape.
@@ -131,13 +127,8 @@ def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     """The great-circle path: sin((1-w)ω)/sin ω · a + sin(wω)/sin ω · b, ω the angle between a and b, one for each sample.
 
-    Source: Shoemake 1985; Song et al. 2021, appendix D.5; the book, chapter 8. Keeps the norm of two latents of equal norm.
-
-    Args:
-        a, b, weight: as for :func:`lerp`.
-
-    Raises:
-        ValueError: as :func:`lerp`, and when a or b is 0 (no direction), or they point in opposite directions (no unique path).
+    Keeps the norm of two latents of equal norm. Source: Shoemake 1985; Song et al. 2021, appendix D.5; the book, chapter 8.
+    Arguments and errors as for :func:`lerp`; a and b must not be 0 (no direction), nor opposite (no unique path).
     """
     weight = _check_path(a, b, weight)
     flat_a, flat_b = (x.flatten(1).cpu().double() for x in (a, b))  # on the host: some devices have no float64
@@ -155,7 +146,7 @@ def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
 
 
 def _check_path(a: Tensor, b: Tensor, weight: float) -> float:
-    check_finite("a", a, ndim=None)
-    check_finite("b", b, ndim=None)
-    check_same_shape("a", a, "b", b)
+    check_finite("a", a, batch=False)
+    check_finite("b", b, batch=False)
+    check_pair("a", a, "b", b)
     return check_number("the weight", weight, fix="0 is a and 1 is b; for a path, call once for each weight")

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddimlib.checks import check_images
+from ddimlib.arguments import check_as_many, check_images
 from ddimlib.data import DATASETS, PRETRAINED, load_dataset, to_bytes, to_model_range
 from ddimlib.storage import check_tensors, digest, read_tensors, write_tensors
 
@@ -20,32 +20,31 @@ if TYPE_CHECKING:
 
 
 class Classifier(nn.Sequential):
-    """A small convolutional classifier: images in [-1, 1], [B, C, H, W], to class scores [B, num_classes].
+    """A small convolutional classifier: images in [-1, 1], [B, channels, H, W], to class scores [B, num_classes].
 
     It folds 2×2 pixels into channels first, so that it works at half the resolution and is quick to train.
-
-    Args:
-        channels: image channels C.
-        num_classes: number of classes.
     """
 
     num_features = 64
 
     def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
+        super().__init__(nn.Sequential(*self.layers(channels)), nn.Linear(self.num_features, num_classes))
+
+    @staticmethod
+    def layers(channels: int) -> list[nn.Module]:
+        """Those below the class scores."""
+
         def block(i: int, o: int, stride: int) -> nn.Sequential:
             return nn.Sequential(nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU())
 
-        super().__init__(
-            nn.Sequential(
-                nn.PixelUnshuffle(2), block(4 * channels, 32, 1), block(32, 64, 1), block(64, 128, 2), block(128, 128, 1),
-                nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128, 64), nn.ReLU(),
-            ),
-            nn.Linear(64, num_classes),
-        )  # fmt: skip
+        return [
+            nn.PixelUnshuffle(2), block(4 * channels, 32, 1), block(32, 64, 1), block(64, 128, 2), block(128, 128, 1),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128, 64), nn.ReLU(),
+        ]  # fmt: skip
 
     @property
     def features(self) -> nn.Module:
-        """The part below the class scores: images to 64 features, [B, 64]."""
+        """The part below the class scores: images to [B, num_features]."""
         return self[0]
 
 
@@ -56,57 +55,38 @@ class Shortcut(nn.Sequential):
         return x + super().forward(x)
 
 
-class ResidualClassifier(nn.Sequential):
-    """A deeper classifier, for colour images in [-1, 1], [B, C, H, W] with H and W multiples of 8.
+class ResidualClassifier(Classifier):
+    """A deeper one, for colour images with H and W multiples of 8: 2.4 million weights.
 
-    One convolution, then three that halve the resolution, two of them with a residual block: 2.4 million weights. It is the
-    network of Page 2018, "How to train your ResNet", with half of its last width.
-
-    Args:
-        channels: image channels C.
-        num_classes: number of classes.
+    One convolution, then three that halve the resolution, two of them with a residual block: the network of Page 2018, "How
+    to train your ResNet", with half of its last width.
     """
 
     num_features = 256
 
-    def __init__(self, channels: int = 3, num_classes: int = 10) -> None:
+    @staticmethod
+    def layers(channels: int) -> list[nn.Module]:
         def block(i: int, o: int) -> list[nn.Module]:
             return [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
 
-        def halved(i: int, o: int) -> list[nn.Module]:
-            return [*block(i, o), nn.MaxPool2d(2)]
-
-        super().__init__(
-            nn.Sequential(
-                *block(channels, 64),
-                *halved(64, 128), Shortcut(*block(128, 128), *block(128, 128)),
-                *halved(128, 256),
-                *halved(256, 256), Shortcut(*block(256, 256), *block(256, 256)),
-                nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-            ),
-            nn.Linear(256, num_classes),
-        )  # fmt: skip
-
-    @property
-    def features(self) -> nn.Module:
-        """The part below the class scores: images to 256 features, [B, 256]."""
-        return self[0]
+        return [
+            *block(channels, 64),
+            *block(64, 128), nn.MaxPool2d(2), Shortcut(*block(128, 128), *block(128, 128)),
+            *block(128, 256), nn.MaxPool2d(2),
+            *block(256, 256), nn.MaxPool2d(2), Shortcut(*block(256, 256), *block(256, 256)),
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        ]  # fmt: skip
 
 
 class FeatureExtractor(nn.Module):
     """What a Fréchet distance looks through: features computed on a device and summed up, in float64, on the CPU.
 
-    Args:
-        features: images to [B, num_features].
-        num_features: their number, where torchmetrics expects it.
-        device: where `features` is.
+    `features` maps images to [B, num_features]; torchmetrics asks for their number under this name.
     """
 
     def __init__(self, features: nn.Module, num_features: int, device: str | torch.device = "cpu") -> None:
         super().__init__()
-        self.features = features
-        self.num_features = num_features
-        self.device = device
+        self.features, self.num_features, self.device = features, num_features, device
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
@@ -128,15 +108,13 @@ class Judge:
 
     def __init__(
         self,
-        classifier: "Classifier | ResidualClassifier",
+        classifier: Classifier,
         reference: dict[str, Tensor] | None = None,
         facts: dict | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
         self.classifier = classifier.to(device).eval()
-        self.facts = facts or {}
-        self.device = device
-        self._reference = reference
+        self.facts, self.device, self._reference = facts or {}, device, reference
 
     @cached_property
     def _metric(self) -> "FrechetInceptionDistance":
@@ -163,9 +141,7 @@ class Judge:
             raise FileNotFoundError(f"no judge of {name} is shipped; `ddimlib judge {name}` makes one")
         tensors, facts = read_tensors(path)
         if "floor" not in facts:
-            raise ValueError(
-                f"{path} was written by ddimlib but holds no judge; did you mean the file of a classifier?"
-            )
+            raise ValueError(f"{path} was written by ddimlib but holds no judge; did you mean another file?")
         try:
             classifier = JUDGES[facts.get("kind", "small")].network(facts["channels"], facts["num_classes"])
             reference = {k: v for k, v in tensors.items() if k.startswith("real_")}
@@ -215,8 +191,7 @@ class Judge:
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Share of the images, in [0, 1], that are recognised as their label, int64 [N]."""
-        if labels.shape != (len(images),):
-            raise ValueError(f"{len(images)} images need as many labels, got shape {tuple(labels.shape)}")
+        check_as_many(labels, len(images))
         return float((self.predict(images) == labels.cpu()).double().mean())
 
     @torch.no_grad()
@@ -300,7 +275,7 @@ class JudgeRecipe:
         half: store the classifier as float16; its facts are those of the rounded weights.
     """
 
-    network: Callable[[int, int], Classifier | ResidualClassifier]
+    network: Callable[[int, int], Classifier]
     epochs: int
     batch_size: int
     optimizer: Callable[..., torch.optim.Optimizer]
@@ -362,8 +337,8 @@ def train_classifier(
         device: where to train.
 
     Raises:
-        ValueError: when the images have no classes, or one only, or an odd height or width; when the classifier ends no better
-            than one that always names the most frequent class, so that it could judge nothing.
+        ValueError: when the images have no two classes, or an odd height or width; when the classifier ends no better than one
+            that always names the most frequent class, so that it could judge nothing.
     """
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {epochs}")
@@ -373,9 +348,8 @@ def train_classifier(
         raise ValueError(f"a judge tells classes apart, and {name} has no two; sort its images into a folder per class")
     (channels, *size), num_classes = images.shape[1:], int(labels.max()) + 1
     if any(side % 2 or side < 8 for side in size):
-        raise ValueError(
-            f"a judge needs an even height and width of 8 or more, got {size[0]}×{size[1]}; resize the images"
-        )
+        sides = "×".join(str(side) for side in size)
+        raise ValueError(f"a judge needs an even height and width of 8 or more, got {sides}; resize the images")
     kind = "small" if channels == 1 else "residual"
     recipe = JUDGES[kind]
     batch_size = min(recipe.batch_size, max(2, len(images) // 4))
@@ -405,13 +379,14 @@ def train_classifier(
                 bar.update()
     if recipe.half:
         classifier = classifier.half().float()
+    stored = "float16" if recipe.half else "float32"
     facts = {
         "kind": kind,
         "channels": channels,
         "num_classes": num_classes,
         "data": name,
         "epochs": epochs,
-        "stored_as": "float16" if recipe.half else "float32",
+        "stored_as": stored,
     }
     judge = Judge(classifier, facts=facts, device=device)
     accuracy = judge.accuracy(to_model_range(test_images), test_labels)
@@ -422,9 +397,6 @@ def train_classifier(
             f"answering the most frequent class ({chance:.0%}); as a judge it would be worthless: give more images or epochs"
         )
     judge.observe_real(to_model_range(images))
-    judge.facts |= {
-        "test_accuracy": accuracy,
-        "floor": judge.frechet_distance(to_model_range(test_images)),
-        "test_images": len(test_images),
-    }
+    floor = judge.frechet_distance(to_model_range(test_images))
+    judge.facts |= {"test_accuracy": accuracy, "floor": floor, "test_images": len(test_images)}
     return judge

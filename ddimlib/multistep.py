@@ -25,14 +25,7 @@ def ddim_ab2(
     the same S evaluations; with fewer than about ten there is little to gain. Source: Hairer, Nørsett & Wanner 1993,
     section III.5 (steps of unequal length); Zhang & Chen 2023 (ρAB-DEIS); the book, chapter 7.
 
-    Args:
-        model, schedule, x_T, steps, differentiable: as for :func:`ddimlib.ddim`.
-
-    Yields:
-        S states, the last of which is x_0. Deterministic: nothing is drawn.
-
-    Raises:
-        ValueError: before the first evaluation, for bad steps, an x_T that is not finite, or a first step at ᾱ_T = 0.
+    Arguments, states and errors as for :func:`ddimlib.ddim`; nothing is drawn, and no step may begin at ᾱ_T = 0.
     """
     check_model(model, schedule)
     asked = Asked(model, x_T, differentiable)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddimlib.checks import check_floats, check_int, check_number
+from ddimlib.arguments import check_floats, check_int, check_number
 from ddimlib.schedule import NoiseSchedule
 
 
@@ -21,9 +21,6 @@ class GaussianMixture:
         means: m_k, [K, C, H, W] or anything that broadcasts against it, such as [K, 1, 1, 1].
         stds: s_k ≥ 0, [K]; 0 makes point masses.
         weights: w_k > 0, [K]; scaled to sum to 1. Equal when None.
-
-    Raises:
-        ValueError: when the numbers of components differ, a number is not finite, a std is negative, or a weight not positive.
     """
 
     def __init__(
@@ -33,8 +30,8 @@ class GaussianMixture:
             torch.as_tensor(x, dtype=torch.float64, device="cpu")
             for x in (means, stds, torch.ones(len(stds), device="cpu") if weights is None else weights)
         )
-        counts = f"{len(self.means)} means, {len(self.stds)} stds, {len(self.weights)} weights"
         if not len(self.means) == len(self.stds) == len(self.weights):
+            counts = f"{len(self.means)} means, {len(self.stds)} stds, {len(self.weights)} weights"
             raise ValueError(f"{counts}; give one of each per component")
         if not self.means.isfinite().all():
             raise ValueError("a mean is NaN or infinite; every component needs a place")
@@ -52,8 +49,7 @@ class GaussianMixture:
     def log_density(self, x: Tensor, alpha_bar: float) -> Tensor:
         """log p_t(x) for x [B, C, H, W] at the time with this ᾱ in [0, 1], float64 [B]; ᾱ = 1 is the data itself.
 
-        Raises:
-            ValueError: for ᾱ outside [0, 1]; and for ᾱ = 1 where a component is a point mass, which has no density.
+        Where a component is a point mass, which has no density, ᾱ must be below 1.
         """
         y, v = self._inputs(x, alpha_bar)
         return torch.logsumexp(self._log_joint(y, v, alpha_bar), dim=1).to(x.device)

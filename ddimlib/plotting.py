@@ -19,14 +19,9 @@ from ddimlib.storage import check_output, write_atomically
 from ddimlib.twin import draw_twice
 
 COLORS = {
-    "blue": "#0072B2",
-    "orange": "#D55E00",
-    "green": "#009E73",
-    "pink": "#CC79A7",
-    "sky": "#56B4E9",
-    "yellow": "#E69F00",
+    "blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "sky": "#56B4E9", "yellow": "#E69F00",
     "grey": "#6B6B6B",
-}
+}  # fmt: skip
 """Okabe and Ito's palette (2008); the first five are the default cycle, used together with different line styles."""
 
 
@@ -63,12 +58,7 @@ def use_book_style() -> None:
 def image_grid(images: Tensor, columns: int, border: int = 2) -> Tensor:
     """One picture made of many: images in [-1, 1], [N, C, H, W], to bytes [3, height, width], row by row.
 
-    Args:
-        images, columns: what to draw, and how many in a row.
-        border: grey pixels around each image.
-
-    Raises:
-        ValueError: when `images` is not four-dimensional, or `columns` is below 1.
+    Around each image are `border` grey pixels.
     """
     if images.ndim != 4 or columns < 1:
         raise ValueError(f"images must be [N, C, H, W] and columns at least 1, got {tuple(images.shape)} and {columns}")
@@ -117,12 +107,8 @@ def save_animation(
     frames = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in grids]
     options: dict[str, Any] = {"quality": 95} if name == "JPEG" else {}
     if len(frames) > 1:
-        options |= {
-            "save_all": True,
-            "append_images": frames[1:],
-            "loop": 0,
-            "duration": [80] * len(frames[1:]) + [2000],
-        }
+        milliseconds = [80] * len(frames[1:]) + [2000]
+        options |= {"save_all": True, "append_images": frames[1:], "loop": 0, "duration": milliseconds}
     buffer = io.BytesIO()
     frames[0].save(buffer, format=name, **options)
     write_atomically(path, buffer.getvalue())
@@ -153,27 +139,20 @@ def show_images(
         if plt.get_backend().lower() != "agg":
             plt.show(block=not hasattr(sys, "ps1"))
         elif path is None:
-            print(
-                'no display to show the images on; show_images(images, path="images.png") leaves a file',
-                file=sys.stderr,
-            )
+            fix = 'show_images(images, path="images.png") leaves a file'
+            print(f"no display to show the images on; {fix}", file=sys.stderr)
     return figure
 
 
 def show_rows(rows: Mapping[str, Tensor], title: str | None = None, width: float = 7.0) -> Figure:
-    """Draw one row of images for each entry, its name at the left. Each value is [N, C, H, W] in [-1, 1].
-
-    Raises:
-        ValueError: when there are no rows.
-    """
+    """Draw one row of images for each entry, its name at the left. Each value is [N, C, H, W] in [-1, 1]."""
     if not rows:
         raise ValueError("show_rows needs at least one row")
     columns = max(len(images) for images in rows.values())
     grids = [image_grid(_padded(images, columns), columns) for images in rows.values()]
     picture = torch.cat([grids[0][:, :2], *(grid[:, 2:] for grid in grids)], dim=1)
-    figure, axis = plt.subplots(
-        figsize=(width, (width - 1) * picture.shape[1] / picture.shape[2] + (0.4 if title else 0.1))
-    )
+    height = (width - 1) * picture.shape[1] / picture.shape[2] + (0.4 if title else 0.1)
+    figure, axis = plt.subplots(figsize=(width, height))
     axis.imshow(picture.permute(1, 2, 0).numpy())
     row = (picture.shape[1] - 2) / len(grids)
     axis.set_yticks([2 + row * (i + 0.5) for i in range(len(grids))], list(rows))
@@ -194,9 +173,8 @@ def plot_benchmark(table: Mapping[str, Any]) -> Figure:
     rows = table["rows"]
     batches, counts = (sorted({row[key] for row in rows}) for key in ("batch", "steps"))
     names = list(dict.fromkeys(name for row in rows for name in row["samplers"]))
-    figure, axes = plt.subplots(
-        1, len(batches), sharex=True, sharey=True, figsize=(7.0, 0.9 + 0.32 * len(names)), squeeze=False
-    )
+    size = (7.0, 0.9 + 0.32 * len(names))
+    figure, axes = plt.subplots(1, len(batches), sharex=True, sharey=True, figsize=size, squeeze=False)
     styles = list(zip("osD^v", ("blue", "orange", "green", "pink", "sky"), strict=True))
     for axis, batch in zip(axes[0], batches, strict=True):
         axis.axvline(1, color=COLORS["grey"], linewidth=1, linestyle="--")

@@ -53,15 +53,13 @@ def save_model(
     if schedule is not None:
         check_model(model, schedule)
     if schedule is None or not isinstance(unet, UNet):
-        raise ValueError(
-            f"save_model stores a VelocityDenoiser around a UNet, got {type(unet or model).__name__}; store another network "
-            "by safetensors.torch.save_file(model.state_dict(), path)"
-        )
+        got = f"got {type(unet or model).__name__}"
+        fix = "store another network by safetensors.torch.save_file(model.state_dict(), path)"
+        raise ValueError(f"save_model stores a VelocityDenoiser around a UNet, {got}; {fix}")
     arguments = network or getattr(unet, "arguments", None)
     if not arguments:
-        raise TypeError(
-            "this UNet does not know what it was made with; pass its arguments as `network`, or use build_model"
-        )
+        fix = "pass its arguments as `network`, or use build_model"
+        raise TypeError(f"this UNet does not know what it was made with; {fix}")
     weights = {f"network.{k}": v.half() if half else v for k, v in unet.state_dict().items()}
     if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise ValueError(f"{bad[0]} holds NaN or infinity{' as float16' if half else ''}; such a model is not stored")
@@ -111,10 +109,8 @@ def available() -> list[str]:
 def training_runs(card: dict[str, Any]) -> list[dict[str, Any]]:
     """The cards of all training runs behind a network, the first one first, each of them once.
 
-    A run may start from the weights of another, and a network may be the average of several.
-
-    Args:
-        card: what stands in the JSON file beside the weights.
+    A run may start from the weights of another, and a network may be the average of several. `card` is what stands in the
+    JSON file beside the weights.
     """
     parts = card.get("averaged_from") or [card.get("started_from")]
     runs = [run for part in parts if part for run in training_runs(part)]
@@ -128,18 +124,10 @@ def load_pretrained(name: str, device: str | torch.device = "cpu") -> tuple[Velo
 
     The model is a denoiser: model(x, t) without a label, model(x, t, labels) with int64 labels [B] in 0..9.
 
-    Args:
-        name: one of :func:`available`.
-        device: where to put it.
-
-    Raises:
-        ValueError: when no network of that name is shipped; where it can be made, it says how.
+    `name` is one of :func:`available`; for another, a ValueError says how to make it, where it can be made.
     """
     if name not in available():
-        make = (
-            f"; `ddimlib train {name}` makes it (on a CUDA GPU, if there is one), and load_model reads its file"
-            if name in DATASETS
-            else ""
-        )
-        raise ValueError(f"no pretrained network {name!r}; shipped are: {', '.join(available()) or 'none'}{make}")
+        how = f"; `ddimlib train {name}` makes it (on a CUDA GPU, if there is one), and load_model reads its file"
+        shipped = ", ".join(available()) or "none"
+        raise ValueError(f"no pretrained network {name!r}; shipped are: {shipped}{how if name in DATASETS else ''}")
     return load_model(PRETRAINED / f"{name}.safetensors", device)

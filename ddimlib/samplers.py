@@ -1,6 +1,7 @@
 """DDPM and DDIM: generators that walk from x_T to x_0 and yield the state after every step."""
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -8,12 +9,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddimlib import checks, denoisers
-from ddimlib.checks import KindError, check_int, check_number
-from ddimlib.denoisers import Asked, Denoiser, GuidedDenoiser, LabelledDenoiser, Labels, check_model, check_start
+from ddimlib.arguments import KindError, check_finite, check_int, check_labels, check_number, check_pair, describe
+from ddimlib.denoisers import Asked, Denoiser, Labels, check_guidance, check_model, check_start, conditioned, said_by
 from ddimlib.latents import Noise, SeededNoise, noise_source
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.timesteps import Spacing, Steps, check_timesteps, timesteps
+from ddimlib.timesteps import Spacing, Steps, check_timesteps
 
 Eta = float | Literal["hat"]
 """How much noise a step adds: η in [0, 1], or "hat" for the paper's larger σ̂."""
@@ -23,18 +23,13 @@ Clip = float | Literal["dynamic"] | None
 
 Variance = Literal["posterior", "beta"]
 
-evaluate = denoisers.predict_noise  # its former name
-
 
 def ddim_sigma(schedule: NoiseSchedule, t: int, prev: int, eta: Eta) -> float:
     """Standard deviation of the noise that the step from t to prev adds.
 
     σ = η √((1-ᾱ_prev)/(1-ᾱ_t)) √(1 - ᾱ_t/ᾱ_prev): 0 for η = 0, √β̃ of the re-spaced chain for η = 1 (Song et al. 2021,
     equation 16). "hat" is the paper's larger σ̂ = √(1 - ᾱ_t/ᾱ_prev) (section 5), but no noise on the step to t = 0.
-    The book, chapters 4 and 6.
-
-    Raises:
-        ValueError: when η is outside [0, 1] and not "hat", when t or prev is outside 0..T, or when η > 0 and prev ≥ t.
+    The book, chapters 4 and 6. t and prev lie in 0..T; where η > 0, prev < t.
     """
     check_int("t", t, 0, schedule.T)
     check_int("prev", prev, 0, schedule.T, fix="the last step goes to t = 0")
@@ -130,17 +125,14 @@ def ddim(
         clip: limits of x̂_0, see :data:`Clip`.
         differentiable: keep the graph, so that gradients reach x_T and the network's weights; S evaluations stay in memory.
 
-    Yields:
-        S states, the last of which is x_0.
-
-    Raises:
-        ValueError: before the first evaluation, when an argument breaks a rule above.
+    Returns:
+        An iterator of S states, the last of which is x_0. A ValueError comes before the first evaluation.
     """
     check_model(model, schedule)
     asked = Asked(model, x_T, differentiable)
     steps = check_timesteps(schedule.T, steps)
     ddim_sigma(schedule, steps[0], 0, eta)
-    _check_clip(clip)
+    check_clip(clip)
     check_start(model, schedule, steps[0])
     draw = noise_source(noise, x_T, len(steps))
 
@@ -166,7 +158,7 @@ def ddpm(
     check_model(model, schedule)
     asked = Asked(model, x_T, differentiable)
     _check_variance(variance)
-    _check_clip(clip)
+    check_clip(clip)
     check_start(model, schedule, schedule.T)
     draw = noise_source(noise, x_T, schedule.T)
 
@@ -183,13 +175,11 @@ def ddpm(
 def last(states: Iterable[Tensor]) -> Tensor:
     """The last state of a walk, `x_0 = last(ddim(...))`; the others are not kept."""
     if isinstance(states, Tensor) or not isinstance(states, Iterable):
-        raise KindError(f"last takes the states that a sampler yields, got {checks.describe(states)}; leave last out")
-    state: Tensor | None = None
-    for state in states:  # noqa: B007, the last one is kept
-        pass
-    if state is None:
+        raise KindError(f"last takes the states that a sampler yields, got {describe(states)}; leave last out")
+    kept = deque(states, maxlen=1)
+    if not kept:
         raise ValueError("there are no states; a walk can be used once, so call the sampler again")
-    return state
+    return kept[0]
 
 
 def sample(
@@ -201,8 +191,7 @@ def sample(
     """Draw images: the friendly front door to :func:`ddim`.
 
     Args:
-        model: a denoiser; with labels, one that is called as model(x, t, labels).
-        schedule, eta, clip: as for :func:`ddim`.
+        model, schedule, eta, clip: as for :func:`ddim`; with labels, model is called as model(x, t, labels).
         shape: [N, C, H, W] of the images wanted; may be left out where x_T is given.
         steps: number of steps S, in 1..T, or a list of them; DDPM is steps = T with eta = 1.
         spacing: of the steps where their number is given, see :func:`ddimlib.timesteps`.
@@ -212,32 +201,29 @@ def sample(
         batch_size: images at a time.
         progress: show a progress bar.
         first: number of the first image, for a part of a larger run: images first, …, first + N - 1 of that seed are drawn.
-        x_T: noise to start from instead of the seed's, [N, C, H, W], for instance latents that were interpolated; the seed
-            then gives the step noise.
+        x_T: noise to start from instead of the seed's, [N, C, H, W], such as latents that were interpolated.
 
     Returns:
         [N, C, H, W] on the model's device, in [-1, 1] (what lies outside is clipped); float32, or the dtype of x_T.
 
     Raises:
-        ValueError: on a bad argument; FloatingPointError when the network returns NaN or infinity.
+        FloatingPointError: when the network returns NaN or infinity.
     """
     if x_T is not None:
-        checks.check_finite("x_T", x_T)
+        check_finite("x_T", x_T)
         if shape is not None and tuple(shape) != tuple(x_T.shape):
             raise ValueError(f"shape is {tuple(shape)}, but x_T has {tuple(x_T.shape)}; leave shape out")
         shape = x_T.shape
     if not isinstance(shape, Sequence) or len(shape) != 4 or min(shape) < 1:
-        raise ValueError(f"shape must be (N, C, H, W), each at least 1, got {checks.describe(shape)}; or give x_T")
+        raise ValueError(f"shape must be (N, C, H, W), each at least 1, got {describe(shape)}; or give x_T")
     n, *image = (check_int("each entry of shape", size, 1) for size in shape)
     batch_size, first = check_int("batch_size", batch_size, 1), check_int("first", first, 0)
     check_model(model, schedule)
-    visited = steps if hasattr(steps, "__len__") else timesteps(schedule.T, steps, spacing)  # type: ignore[arg-type]
-    visited = check_timesteps(schedule.T, visited)
     seed = int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) if seed is None else seed
     if labels is not None:
-        labels = checks.check_labels(labels, denoisers.said_by(model, "num_classes"), n).expand(n)
-    if check_number("guidance", guidance, 0) != 1 and labels is None:
-        raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
+        labels = check_labels(labels, said_by(model, "num_classes"), n).expand(n)
+    check_guidance(guidance, labels)
+    visited = check_timesteps(schedule.T, steps, spacing)
     weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
     device = torch.device("cpu") if weight is None else weight.device
     images, batches = [], range(0, n, batch_size)
@@ -247,12 +233,8 @@ def sample(
             source = SeededNoise.from_seed(seed, part.stop - start, first + start)
             x = source.initial(image)
             begin = (x if x_T is None else x_T[part].detach()).to(device)
-            denoiser = model
-            if labels is not None:
-                chosen = labels[part].to(device)  # now: inside the loop, the host would wait for it
-                denoiser = LabelledDenoiser(model, chosen)
-                if guidance != 1:
-                    denoiser = GuidedDenoiser(model, chosen, guidance)
+            # labels go to the device now: inside the loop, the host would wait for them
+            denoiser = conditioned(model, None if labels is None else labels[part].to(device), guidance)
             for x in ddim(denoiser, schedule, begin, visited, eta, source, clip):  # noqa: B007, the last one is kept
                 bar.update()
             images.append(x)
@@ -269,7 +251,7 @@ def _affine(x: Tensor, a: float, eps: Tensor, b: float, sigma: float, z: Tensor 
         return result
     if z is None:
         raise ValueError(f"this step adds noise (σ = {sigma:.3g}), so it needs z; pass noise of x_t's shape")
-    checks.check_pair("x_t", x, "z", z)
+    check_pair("x_t", x, "z", z)
     return result.add_(z, alpha=sigma)
 
 
@@ -278,8 +260,8 @@ def _clipped(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int, clip: Cl
 
     Every step begins here, so this is also where ε is refused when its shape is not that of x_t: it would be broadcast.
     """
-    checks.check_pair("x_t", x_t, "eps", eps)
-    _check_clip(clip)
+    check_pair("x_t", x_t, "eps", eps)
+    check_clip(clip)
     if clip is None:
         return eps
     if schedule.ab[t] == 0:
@@ -298,7 +280,8 @@ def _limited(x_0: Tensor, clip: float | Literal["dynamic"]) -> Tensor:
     return x_0.clamp(-s, s) / s
 
 
-def _check_clip(clip: Clip) -> None:
+def check_clip(clip: Clip) -> None:
+    """Raise unless `clip` is as :data:`Clip` says."""
     if clip is not None and clip != "dynamic":
         check_number("clip", clip, 0, above=True, fix='data in [-1, 1] wants clip = 1, or "dynamic"')
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddimlib.checks import KindError, check_int, check_number, check_pair, describe
+from ddimlib.arguments import KindError, check_int, check_number, check_pair, describe
 from ddimlib.timesteps import Steps, check_timesteps
 
 Time = int | Tensor
@@ -25,8 +25,7 @@ class NoiseSchedule:
     Source: Ho et al. 2020, equations 2 and 4. The DDIM paper writes α_t for what is ᾱ_t here and in the DDPM paper.
 
     Args:
-        betas: β_1 … β_T in this order, [T], each strictly between 0 and 1; the last of several may be 1, see
-            :meth:`zero_terminal_snr`.
+        betas: β_1 … β_T, [T], each strictly between 0 and 1; the last of several may be 1 (:meth:`zero_terminal_snr`).
 
     Attributes:
         T: number of steps.
@@ -35,8 +34,7 @@ class NoiseSchedule:
         ab: alpha_bar as a list of Python floats: a sampler looks up two a step, and no device need know float64.
 
     Raises:
-        ValueError: when `betas` is not one-dimensional or is empty, when an entry is NaN or outside (0, 1), or when ᾱ
-            cannot be told apart from 0 or from its neighbour in float64.
+        ValueError: for other betas, and when ᾱ cannot be told apart from 0 or from its neighbour in float64.
     """
 
     def __init__(self, betas: Tensor | Sequence[float]) -> None:
@@ -68,10 +66,9 @@ class NoiseSchedule:
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> "NoiseSchedule":
         """β_t on a straight line from `beta_start` to `beta_end` (Ho et al. 2020, section 4; the book, chapter 1)."""
-        start, end = (check_number(name, b) for name, b in (("beta_start", beta_start), ("beta_end", beta_end)))
-        return cls(
-            torch.linspace(start, end, check_int("T, the number of steps,", T, 1), dtype=torch.float64, device="cpu")
-        )
+        T = check_int("T, the number of steps,", T, 1)
+        start, end = check_number("beta_start", beta_start), check_number("beta_end", beta_end)
+        return cls(torch.linspace(start, end, T, dtype=torch.float64, device="cpu"))
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> "NoiseSchedule":
@@ -79,19 +76,17 @@ class NoiseSchedule:
 
         Source: Nichol & Dhariwal 2021, equation 17; the book, chapter 1.
         """
-        T, s = (
-            check_int("T, the number of steps,", T, 1),
-            check_number("the cosine offset s", s, 0, fix="the paper's is 0.008"),
-        )
+        T = check_int("T, the number of steps,", T, 1)
+        s = check_number("the cosine offset s", s, 0, fix="the paper's is 0.008")
         t = torch.arange(T + 1, dtype=torch.float64, device="cpu")
         f = torch.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2
         return cls((1 - f[1:] / f[:-1]).clamp(max=check_number("beta_max", beta_max, 0, 1, above=True)))
 
     def zero_terminal_snr(self) -> "NoiseSchedule":
-        """This schedule with √ᾱ shifted and scaled so that ᾱ_T = 0 and ᾱ_1 stays: it ends in pure noise.
+        """This schedule shifted and scaled to end in pure noise, ᾱ_T = 0: √ᾱ_t becomes (√ᾱ_t - √ᾱ_T) √ᾱ_1/(√ᾱ_1 - √ᾱ_T).
 
-        √ᾱ_t becomes (√ᾱ_t - √ᾱ_T) √ᾱ_1/(√ᾱ_1 - √ᾱ_T): Lin et al. 2024, algorithm 1. At T the noise is all there is, so the
-        network has to predict v or x_0 (:class:`ddimlib.denoisers.PredictionDenoiser`).
+        Source: Lin et al. 2024, algorithm 1. The network has to predict v or x_0, see
+        :class:`ddimlib.denoisers.PredictionDenoiser`.
         """
         if self.T < 2:
             raise ValueError("a chain of one step cannot end in pure noise: T must be at least 2")
@@ -143,23 +138,18 @@ class NoiseSchedule:
     def predict_eps(self, x_t: Tensor, t: Time, x_0: Tensor) -> Tensor:
         """The noise in x_t, were `x_0` its data: ε = (x_t - √ᾱ_t x_0) / √(1-ᾱ_t), for t in 1..T.
 
-        The inverse of :meth:`predict_x0`: Song et al. 2021, equation 9, solved for ε; it is what re-derives ε after x̂_0 was
-        clipped (the book, chapter 6). Shapes and errors as in :meth:`add_noise`, but for t = 0, where there is no noise.
+        Song et al. 2021, equation 9, solved for ε; re-derives it after x̂_0 was clipped (the book, chapter 6). Shapes and
+        errors as in :meth:`add_noise`, but for t = 0, where there is no noise.
         """
         check_pair("x_t", x_t, "x_0", x_0)
         signal, sigma = self._signal_and_noise(t, x_t, first=1)
         return (x_t - signal * x_0) / sigma
 
     def posterior(self, x_0: Tensor, x_t: Tensor, t: Time) -> tuple[Tensor, Tensor]:
-        """Mean and variance of q(x_{t-1} | x_t, x_0), a Gaussian.
+        """Mean and variance of q(x_{t-1} | x_t, x_0), a Gaussian: the mean has x_t's shape, the variance broadcasts against it.
 
         μ̃ = √ᾱ_{t-1} β_t / (1-ᾱ_t) · x_0 + √α_t (1-ᾱ_{t-1}) / (1-ᾱ_t) · x_t,   β̃ = (1-ᾱ_{t-1}) / (1-ᾱ_t) · β_t.
-        Source: Ho et al. 2020, equations 6 and 7; the book, chapter 2.
-
-        Args and errors as in :meth:`add_noise`, with t in 1..T.
-
-        Returns:
-            The mean, shape of `x_t`, and the variance, a tensor that broadcasts against it.
+        Source: Ho et al. 2020, equations 6 and 7; the book, chapter 2. As in :meth:`add_noise`, with t in 1..T.
         """
         check_pair("x_0", x_0, "x_t", x_t)
         t = self.check_time(t, first=1)
@@ -169,13 +159,10 @@ class NoiseSchedule:
         return c_0 * x_0 + c_t * x_t, _like(self.posterior_variance(t), x_t)
 
     def posterior_variance(self, t: Time, prev: Time | None = None) -> Tensor:
-        """β̃: the variance of q(x_prev | x_t, x_0), (1-ᾱ_prev)/(1-ᾱ_t) · (1 - ᾱ_t/ᾱ_prev), float64; 0 when prev = 0.
+        """β̃: the variance of q(x_prev | x_t, x_0), (1-ᾱ_prev)/(1-ᾱ_t) · (1 - ᾱ_t/ᾱ_prev), float64; 0 ≤ prev < t ≤ T.
 
         Source: Ho et al. 2020, equation 7 for prev = t - 1 (the default); Song et al. 2021, equation 16 with η = 1; the
         book, chapters 2 and 6.
-
-        Raises:
-            ValueError: unless 0 ≤ prev < t ≤ T.
         """
         t = self.check_time(t, first=1)
         prev = t - 1 if prev is None else self.check_time(prev, name="prev")
@@ -185,36 +172,29 @@ class NoiseSchedule:
         return (1 - ab_prev) / (1 - ab) * (1 - ab / ab_prev)
 
     def respaced(self, steps: Steps) -> "NoiseSchedule":
-        """The schedule of the shorter chain x_0, x_{τ_1}, …, x_{τ_S}: its ᾱ are this schedule's at τ.
-
-        `steps` are τ_S > … > τ_1, in 1..T, as from :func:`ddimlib.timesteps`; or their number.
-        """
+        """The schedule of the shorter chain x_0, x_{τ_1}, …, x_{τ_S}, its ᾱ being this one's at τ; `steps` as for a sampler."""
         ab = self.alpha_bar[[0, *reversed(check_timesteps(self.T, steps))]]
         return NoiseSchedule(1 - ab[1:] / ab[:-1])
 
     def check_time(self, t: Any, first: int = 0, name: str = "t") -> Time:
         """t as an int, or as int64 [B] on the host: the one rule for times. Raises unless integers (no bools) in first..T."""
-        times = t
-        if isinstance(t, Sequence | np.ndarray) and not isinstance(t, str):
-            times = torch.as_tensor(t, device="cpu")
+        is_list = isinstance(t, Sequence | np.ndarray) and not isinstance(t, str)
+        times = torch.as_tensor(t, device="cpu") if is_list else t
         if not isinstance(times, Tensor) or times.ndim == 0:
             kind = "; it must be an int or an int64 tensor [B], one for each sample, and t = 0 is data"
             return check_int(name, times, first, self.T, kind)
         if times.is_floating_point() or times.is_complex() or times.dtype == torch.bool or times.ndim > 1:
             raise ValueError(f"{name} must be an int or an int64 tensor [B], got {describe(times)}; one time a sample")
         times = times.cpu().long()
-        if len(times) and (int(times.min()) < first or int(times.max()) > self.T):
-            wrong = int(times.min()) if times.min() < first else int(times.max())
-            raise ValueError(f"{name} must lie in {first}..{self.T}, got {wrong}; t = 0 is data")
+        if (wrong := times[(times < first) | (times > self.T)]).numel():
+            raise ValueError(f"{name} must lie in {first}..{self.T}, got {int(wrong[0])}; t = 0 is data")
         return times
 
     def check_noise_is_known(self, t: Time) -> None:
         """Raise ValueError where ᾱ_t = 0: there, x_0 cannot be told from ε."""
         if self.ab[-1] == 0 and torch.any(torch.as_tensor(t) == self.T):
-            raise ValueError(
-                f"at t = {self.T} this schedule is pure noise (its last ᾱ is 0), so x_0 cannot be computed from ε; leave that "
-                "time out, or sample with a network that predicts v or x_0 (PredictionDenoiser)"
-            )
+            fix = "leave that time out, or sample with a network that predicts v or x_0 (PredictionDenoiser)"
+            raise ValueError(f"at t = {self.T} this schedule is pure noise, so x_0 cannot be computed from ε; {fix}")
 
     def _signal_and_noise(self, t: Time, like: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
         """√ᾱ_t and √(1-ᾱ_t), shaped, typed and placed to multiply `like`."""
@@ -227,5 +207,5 @@ def _like(coefficient: Tensor, x: Tensor) -> Tensor:
         return coefficient.to(x.dtype)
     if len(coefficient) != len(x):
         raise ValueError(f"t has {len(coefficient)} entries for a batch of {len(x)}; give one t per sample, or an int")
-    # the dtype first, since some devices have no float64; and the host need not wait
+    # the dtype first: some devices have no float64
     return coefficient.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype).to(x.device, non_blocking=True)

@@ -93,9 +93,8 @@ def check_output(path: str | Path, folder: bool = False) -> Path:
     """
     path = Path(path)
     if path.exists() and path.is_dir() != folder:
-        raise OSError(
-            f"{path} is a {'file' if folder else 'folder'}; give the name of a {'folder' if folder else 'file'}"
-        )
+        there, wanted = ("file", "folder") if folder else ("folder", "file")
+        raise OSError(f"{path} is a {there}; give the name of a {wanted}")
     place = path if folder else path.parent
     while not os.path.lexists(place):
         place = place.parent
@@ -133,22 +132,13 @@ def locked(path: str | Path, wait: bool = True) -> Iterator[None]:
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write `content` as indented JSON, atomically.
-
-    Raises:
-        ValueError: when it holds NaN or infinity, which JSON does not know.
-    """
+    """Write `content` as indented JSON, atomically; a ValueError refuses NaN and infinity, which JSON does not know."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, (text + "\n").encode("utf-8"))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        ValueError: when the file is cut off, is no JSON, or holds something else than an object.
-    """
+    """Read a JSON object; a ValueError names a file that is cut off, is no JSON, or holds something else than an object."""
     path = _existing(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -174,9 +164,7 @@ def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write named tensors and a JSON-able dictionary of facts to one safetensors file with a checksum, atomically."""
-    plain = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
+    plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
     text = json.dumps(facts)
     write_atomically(path, save(plain, metadata={"ddimlib": text + _MARK + _checksum(plain, text)}))
 
@@ -198,9 +186,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         text, mark, checksum = metadata["ddimlib"].partition(_MARK)
         facts = json.loads(text)
     except (safetensors.SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); it was cut off or is of another kind: fetch or make it again"
-        ) from error
+        fix = "it was cut off or is of another kind: fetch or make it again"
+        raise ValueError(f"{path} is not a whole safetensors file ({error}); {fix}") from error
     if not isinstance(facts, dict) or (mark and checksum != _checksum(tensors, text)):  # ddimlib 0.1 wrote no checksum
         raise ValueError(f"{path} is damaged: its content is not what it was written with; fetch or make it again")
     return tensors, facts
@@ -219,13 +206,12 @@ def check_tensors(
     for name in sorted(found.keys() | wanted.keys()):
         if name not in found or name not in wanted:
             raise ValueError(f"{path} {'lacks' if name in wanted else 'has the unknown'} tensor {name}")
-        right = dtype if dtype is not None and wanted[name].is_floating_point() else wanted[name].dtype
-        for what, ours, theirs in (
-            ("shape", tuple(wanted[name].shape), tuple(found[name].shape)),
-            ("dtype", right, found[name].dtype),
-        ):
-            if ours != theirs:
-                raise ValueError(f"the tensor {name} in {path} has {what} {theirs}, not {ours}")
+        ours, theirs = wanted[name], found[name]
+        if ours.shape != theirs.shape:
+            raise ValueError(f"the tensor {name} in {path} has shape {tuple(theirs.shape)}, not {tuple(ours.shape)}")
+        right = dtype if dtype is not None and ours.is_floating_point() else ours.dtype
+        if theirs.dtype != right:
+            raise ValueError(f"the tensor {name} in {path} has dtype {theirs.dtype}, not {right}")
 
 
 def _existing(path: str | Path) -> Path:

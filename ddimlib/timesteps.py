@@ -6,7 +6,7 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any, Literal, get_args
 
-from ddimlib.checks import KindError, check_int, describe
+from ddimlib.arguments import KindError, check_int, describe
 
 Spacing = Literal["leading", "linspace", "trailing", "quadratic"]
 Steps = int | Sequence[int]
@@ -15,9 +15,7 @@ Steps = int | Sequence[int]
 def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
     """The timesteps τ_S > … > τ_1 that a sampler visits on its way to t = 0.
 
-    Source: Song et al. 2021, section 4.2 and appendix D.2; the book, chapter 5.
-
-    All arithmetic is on integers, so there is no rounding surprise. For i = 1..S:
+    Source: Song et al. 2021, section 4.2 and appendix D.2; the book, chapter 5. In integers, for i = 1..S:
 
     * "leading": τ_i = 1 + (i-1)·⌊T/S⌋. Starts at t = 1; the last one is often far below T.
     * "linspace": τ_i = 1 + (i-1)·(T-1)/(S-1), rounded. Both ends are met; S = 1 gives T.
@@ -31,9 +29,6 @@ def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
 
     Returns:
         S integers in 1..T, strictly decreasing.
-
-    Raises:
-        ValueError: when S is outside 1..T, or the spacing is unknown; KindError, when T or S is not an integer.
     """
     T = check_int("T, the schedule's length,", T, 1, fix="pass schedule.T")
     S = check_int("the number of steps", S, 1, T, fix=f"the schedule has {T}")
@@ -52,24 +47,19 @@ def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
     return ascending[::-1]
 
 
-def check_timesteps(T: int, steps: Any) -> list[int]:
-    """`steps` as a strictly decreasing, non-empty list of ints within 1..T; a number S stands for `timesteps(T, S)`."""
+def check_timesteps(T: int, steps: Any, spacing: Spacing = "linspace") -> list[int]:
+    """`steps` as a strictly decreasing list of ints within 1..T; a number S stands for `timesteps(T, S, spacing)`."""
     if isinstance(steps, Integral):
-        return timesteps(T, int(steps) if not isinstance(steps, bool) else steps)
+        return timesteps(T, steps, spacing)  # type: ignore[arg-type]
     try:
         found = [operator.index(t) for t in steps]
     except TypeError as error:
-        raise KindError(
-            f"steps must be integers, or their number, got {describe(steps)}; use timesteps(schedule.T, 50)"
-        ) from error
-    if not found:
-        raise ValueError(f"steps is empty; give timesteps that decrease strictly within 1..{T}, at least one")
-    if found[0] > T or found[-1] < 1 or any(a <= b for a, b in pairwise(found)):
+        fix = "use timesteps(schedule.T, 50)"
+        raise KindError(f"steps must be integers, or their number, got {describe(steps)}; {fix}") from error
+    if not found or found[0] > T or found[-1] < 1 or any(a <= b for a, b in pairwise(found)):
         short = found if len(found) <= 6 else f"[{found[0]}, {found[1]}, …, {found[-1]}] ({len(found)} entries)"
-        raise ValueError(
-            f"steps must decrease strictly within 1..{T}, got {short}; they lead from noise to data, and t = 0 is added by "
-            "the sampler"
-        )
+        fix = "they lead from noise to data, and the sampler adds t = 0"
+        raise ValueError(f"steps must not be empty and decrease strictly within 1..{T}, got {short}; {fix}")
     return found
 
 

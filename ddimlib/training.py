@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ddimlib.checks import check_bytes, check_int, check_labels, check_number
+from ddimlib.arguments import check_bytes, check_int, check_labels, check_number
 from ddimlib.data import to_model_range, warped
 from ddimlib.denoisers import VelocityDenoiser, check_model, said_by
 from ddimlib.latents import mixed_seed
@@ -30,6 +31,12 @@ from ddimlib.storage import check_output, check_tensors, digest, locked, read_te
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 LOSSES = ("noise", "velocity", "balanced")
+
+
+def check_loss(loss: str) -> None:
+    """Raise ValueError unless `loss` is one of the three."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,7 @@ class TrainingConfig:
         for name, most in (("learning_rate", 1e3), ("decay", 1), ("ema", 0.999_999_9), ("label_dropout", 1)):
             check_number(name, getattr(self, name), 0, most)
         check_number("clip_norm", self.clip_norm, 0, above=True)
-        if self.loss not in LOSSES:
-            raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {self.loss!r}")
+        check_loss(self.loss)
 
 
 @dataclass(frozen=True)
@@ -96,26 +102,13 @@ class Recipe:
     half: bool = False
 
 
-_SMALL = {
-    "channels": 1,
-    "widths": (16, 48, 128),
-    "blocks": (1, 1, 3),
-    "attention": (False, False, False),
-    "num_classes": 10,
-    "groups": 2,
-}
+# Channels, image size and classes are those of the data.
+_SMALL = {"widths": (16, 48, 128), "blocks": (1, 1, 3), "attention": (False, False, False), "groups": 2}
 _SMALL_RUN = TrainingConfig(steps=16_000, batch_size=128, learning_rate=5e-3, warp=True)
 
 # 6.5 million parameters, 1.4 billion operations an image: little work at 32×32, most of it at 16×16 and 8×8, so that a laptop
 # without a GPU can draw with it, and train it further.
-_COLOUR = {
-    "channels": 3,
-    "widths": (32, 128, 256),
-    "blocks": (1, 2, 3),
-    "attention": (False, False, True),
-    "image_size": 32,
-    "num_classes": 10,
-}
+_COLOUR = {"widths": (32, 128, 256), "blocks": (1, 2, 3), "attention": (False, False, True)}
 # Large batches keep a GPU at work; the optimiser, whose cost does not grow with them, is soon done.
 _COLOUR_RUN = TrainingConfig(steps=20_000, batch_size=512, learning_rate=3e-3, warmup=500, ema=0.9995, flip=True)
 
@@ -150,33 +143,20 @@ def loss_weight(schedule: NoiseSchedule, t: Tensor, loss: str) -> Tensor:
     (Salimans & Ho 2022, section 4, "SNR + 1"). The third is the velocity's weight times 2 √ᾱ_t √(1-ᾱ_t), which is 1 where
     signal and noise are equal and falls to 0 at both ends, where x_t or the data set's mean is nearly all of the answer.
 
-    Args:
-        t: int64 [B], in 1..T.
-
-    Returns:
-        float32 [B].
-
-    Raises:
-        ValueError: when `loss` is none of the three.
+    t is int64 [B], in 1..T; returns float32 [B].
     """
+    check_loss(loss)
     alpha_bar = schedule.alpha_bar[t]
-    if loss == "noise":
-        return torch.ones(len(t))
-    if loss == "velocity":
-        return (1 / alpha_bar).float()
     if loss == "balanced":
         return 2 * ((1 - alpha_bar) / alpha_bar).sqrt().float()
-    raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+    return (1 / alpha_bar).float() if loss == "velocity" else torch.ones(len(t))
 
 
 def stratified_timesteps(T: int, n: int, generator: torch.Generator) -> Tensor:
-    """n timesteps that cover 1..T evenly: a random start, then equal strides around the circle.
+    """n timesteps that cover 1..T evenly, int64 [n]: a random start, then equal strides around the circle.
 
     Each is uniform on 1..T, but no batch consists of easy timesteps only, so the gradient is less noisy
     (Kingma et al. 2021, appendix I.1).
-
-    Returns:
-        int64 [n].
     """
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     return 1 + ((offset + torch.arange(n) / n) % 1 * T).long()
@@ -195,9 +175,8 @@ def learning_rate_factor(step: int, config: TrainingConfig) -> float:
 def ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]:
     """Averaging rule: average ← d · average + (1 - d) · weights, d = min(decay, (1+n)/(10+n)), n updates being done before.
 
-    The warm-up in n lets the average forget the random start. With a plain number n a GPU need not wait; torch's
-    `AveragedModel` takes this rule too, but keeps its count on the device, and so waits at each update.
-    Source: Ho et al. 2020, appendix B, who have no warm-up; the book, chapter 2.
+    The warm-up in n lets the average forget the random start. Torch's `AveragedModel` takes this rule too, but keeps n on the
+    device, where a GPU waits for it. Source: Ho et al. 2020, appendix B, who have no warm-up; the book, chapter 2.
     """
 
     @torch.no_grad()
@@ -227,8 +206,8 @@ class Trainer:
             `num_classes`, and takes the label num_classes as "none".
         schedule: the noise schedule.
         images: uint8 [N, C, H, W].
-        labels: int64 [N], in 0..num_classes - 1, or None.
-        config: what to do.
+        labels: [N], in 0..num_classes - 1, or None.
+        config: what to do; its batches can be shared out evenly among the processes.
         checkpoint: file that holds the state of the run; it is resumed from when it exists, and belongs to the same images,
             labels, network, schedule, configuration and precision.
         device: where to train.
@@ -239,8 +218,7 @@ class Trainer:
         extend: go on with a checkpoint of fewer steps: the rate then follows the longer run from where it stands.
 
     Raises:
-        ValueError: when images or labels are not as said, when the checkpoint is damaged, or belongs to a run with other
-            settings, or when the batch cannot be shared out evenly.
+        ValueError: when an argument is not as said, or the checkpoint is damaged or belongs to a run with other settings.
         OSError: when the checkpoint could not be written.
     """
 
@@ -259,23 +237,25 @@ class Trainer:
         extend: bool = False,
     ) -> None:
         check_model(model, schedule)
-        labels = _check_data(model, images, labels, config.batch_size)
+        check_bytes("images", images)
+        if len(images) < config.batch_size:
+            raise ValueError(f"{len(images)} images do not fill one batch of {config.batch_size}; use a smaller batch")
+        channels = (said_by(model, "image_shape") or images.shape[1:])[0]
+        if channels != images.shape[1]:
+            raise ValueError(f"the network takes images of {channels} channels, these have {images.shape[1]}")
+        if labels is not None:
+            labels = check_labels(labels, said_by(model, "num_classes"), len(images)).expand(len(images))
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if config.batch_size % self.world_size:
-            raise ValueError(
-                f"a batch of {config.batch_size} cannot be shared evenly by {self.world_size} processes; "
-                f"use a batch size that is a multiple of {self.world_size}"
-            )
+            shared = f"cannot be shared evenly by {self.world_size} processes"
+            raise ValueError(f"a batch of {config.batch_size} {shared}; use a multiple of {self.world_size}")
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.averaged_model = copy.deepcopy(self.model).requires_grad_(False)  # the one to sample from
         hidden = hidden_weights(self.model)
         chosen = {id(weight) for weight in hidden}
         others = [parameter for parameter in self.model.parameters() if id(parameter) not in chosen]
-        self.optimizers: list[torch.optim.Optimizer] = []
-        if hidden:
-            self.optimizers.append(Muon(hidden, lr=config.learning_rate))
-        if others:
-            self.optimizers.append(torch.optim.AdamW(others, lr=config.learning_rate, fused=True))
+        kinds = ((Muon, hidden), (partial(torch.optim.AdamW, fused=True), others))
+        self.optimizers = [kind(weights, lr=config.learning_rate) for kind, weights in kinds if weights]
         if not self.optimizers:
             raise ValueError(f"{type(model).__name__} has no weights to train")
         self._average = ema_update(config.ema)
@@ -283,9 +263,10 @@ class Trainer:
         self.schedule, self.images, self.labels = schedule, images.to(self.device), labels
         self.bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(False) if bf16 is None else bf16
         self.checkpoint = None if checkpoint is None else check_output(checkpoint)
+        of_the_model = model_settings(model, schedule)
         self._run_settings = {
-            k: v for k, v in model_settings(model, schedule).items() if k not in ("weights", "precision")
-        } | {
+            "network": of_the_model["network"],
+            "betas": of_the_model["betas"],
             "images": digest({"images": images})[:16],
             "labels": None if labels is None else digest({"labels": labels})[:16],
             "bf16": self.bf16,
@@ -435,13 +416,7 @@ class Trainer:
         return self.step == self.config.steps
 
     def speed(self, seconds: float = 2.0) -> float:
-        """Steps a second: real steps are timed for some seconds, after those that compile the network, and then undone.
-
-        The run that follows is the same as one that was not measured.
-
-        Raises:
-            ValueError: when the run has begun.
-        """
+        """Steps a second: real steps of a run that has not begun are timed, after those that compile, and then undone."""
         if self.step > 0:
             raise ValueError(f"the run is at step {self.step} already, and its length is fixed; leave the fitting out")
         start = {name: value.clone() for name, value in self.model.state_dict().items()}
@@ -462,16 +437,13 @@ class Trainer:
         return rate
 
     def fit(self, seconds: float, measured: float = 8.0) -> None:
-        """Set the number of steps so that the whole run, its decay included, takes about `seconds`.
+        """Set the number of steps so that the whole run, its decay included, takes about `seconds` from now on.
 
         The run that follows is the same as one that was asked for this number of steps. Five per cent are kept in reserve.
 
         Args:
-            seconds: from now on, the measurement included.
+            seconds: in all; at least one step must fit.
             measured: how long to time, at most a tenth of `seconds`; see :meth:`speed`.
-
-        Raises:
-            ValueError: when the run has begun, or not one step fits.
         """
         if self.world_size > 1:
             raise ValueError("the length is fitted by one process alone; under torchrun give the number of steps")
@@ -479,9 +451,7 @@ class Trainer:
         rate = self.speed(min(measured, 0.1 * seconds))
         steps = int(0.95 * rate * (seconds - (time.monotonic() - begin)))
         if steps < 1:
-            raise ValueError(
-                f"not one step fits into {seconds:.0f} seconds ({rate:.2f} steps a second); allow more time"
-            )
+            raise ValueError(f"not one step fits into {seconds:.0f} seconds ({rate:.2f} a second); allow more time")
         self.config = replace(self.config, steps=steps)
 
     def _any(self, reason: int) -> int:
@@ -521,11 +491,14 @@ class Trainer:
             for i, state in optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.averaged_model.state_dict().items()}
+        weights = {
+            f"{prefix}.{name}": value
+            for prefix, model in (("model", self.model), ("average", self.averaged_model))
+            for name, value in model.state_dict().items()
+        }
         settings = {"config": asdict(self.config), **self._run_settings}
         facts = {"settings": settings, "step": self.step, "loss": self.loss, "moments": sorted(moments)}
-        write_tensors(self.checkpoint, tensors | moments, facts)
+        write_tensors(self.checkpoint, weights | moments, facts)
         self._seen = self._stamp()
 
     def load(self) -> None:
@@ -549,9 +522,7 @@ class Trainer:
                 f"{path} says that it stands at step {step!r} with loss {loss!r}; it is damaged: remove it"
             )
         if sorted(moments) != facts.get("moments") or (step > 0) != bool(moments):
-            raise ValueError(
-                f"{path} lacks moments of the optimiser, or has others than it should; it is damaged: remove it"
-            )
+            raise ValueError(f"{path} has not the moments of the optimiser that it should; it is damaged: remove it")
         for prefix, model in (("model.", self.model), ("average.", self.averaged_model)):
             check_tensors(path, part(prefix), model.state_dict(), None)
         states = []
@@ -563,7 +534,7 @@ class Trainer:
                 weight = parameters[int(index)].detach()
                 if (
                     key != "step"
-                ):  # a moment: the fused optimiser walks memory, not strides, so lay it out as its weight is
+                ):  # the fused optimiser walks a moment's memory, not strides: lay it out as its weight is
                     check_tensors(path, {name: value}, {name: weight}, None)
                     value = torch.empty_like(weight).copy_(value)
                 state.setdefault(int(index), {})[key] = value
@@ -573,21 +544,6 @@ class Trainer:
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         self.step, self.loss = step, loss
-
-
-def _check_data(model: nn.Module, images: Tensor, labels: Any, batch_size: int) -> Tensor | None:
-    """The labels as int64 [N]; raise ValueError unless the images are bytes and each has a label that the model knows."""
-    check_bytes("images", images)
-    if len(images) < batch_size:
-        raise ValueError(f"{len(images)} images do not fill one batch of {batch_size}; use a smaller batch")
-    channels = (said_by(model, "image_shape") or images.shape[1:])[0]
-    if channels != images.shape[1]:
-        raise ValueError(f"the network takes images of {channels} channels, these have {images.shape[1]}")
-    if labels is None:
-        return None
-    if len(labels) != len(images):
-        raise ValueError(f"{len(images)} images need as many labels, got {len(labels)}")
-    return check_labels(labels, said_by(model, "num_classes"), len(images))
 
 
 @contextmanager

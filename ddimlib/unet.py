@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddimlib.checks import check_int, check_number
+from ddimlib.arguments import check_int, check_number
 
 # in float32 and on the CPU, whatever torch's process-wide defaults are
 Conv2d = partial(nn.Conv2d, dtype=torch.float32, device="cpu")
@@ -18,14 +18,9 @@ Embedding = partial(nn.Embedding, dtype=torch.float32, device="cpu")
 
 
 def time_features(t: Tensor, size: int) -> Tensor:
-    """Sines and cosines of t, at wavelengths from 2π to 2π·10⁴ timesteps (Vaswani et al. 2017, section 3.5).
+    """Sines and cosines of t [B], at wavelengths from 2π to 2π·10⁴ timesteps: float32 [B, size], `size` being even.
 
-    Args:
-        t: timesteps, [B], any numeric dtype.
-        size: number of features, even.
-
-    Returns:
-        [B, size], float32, in [-1, 1].
+    Source: Vaswani et al. 2017, section 3.5.
     """
     half = size // 2
     frequency = torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1))
@@ -33,9 +28,11 @@ def time_features(t: Tensor, size: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
-def _start_at_zero(layer: nn.Conv2d) -> None:
+def _zero(layer: nn.Module) -> nn.Module:
+    """`layer`, whose output is 0 until it is trained."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
+    return layer
 
 
 class ResidualBlock(nn.Module):
@@ -48,9 +45,8 @@ class ResidualBlock(nn.Module):
         self.modulation = Linear(embedding, 2 * out_width)
         self.norm2 = GroupNorm(groups, out_width)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = Conv2d(out_width, out_width, 3, padding=1)
+        self.conv2 = _zero(Conv2d(out_width, out_width, 3, padding=1))  # the block starts as its shortcut
         self.shortcut = nn.Identity() if in_width == out_width else Conv2d(in_width, out_width, 1)
-        _start_at_zero(self.conv2)  # the block starts as its shortcut
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -67,8 +63,7 @@ class SelfAttention(nn.Module):
         self.heads = next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
         self.norm = GroupNorm(groups, width)
         self.qkv = Conv2d(width, 3 * width, 1)
-        self.out = Conv2d(width, width, 1)
-        _start_at_zero(self.out)
+        self.out = _zero(Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -103,15 +98,11 @@ class UNet(nn.Module):
         widths: channels of each level, multiples of `groups`.
         blocks: residual blocks of each level.
         attention: whether the blocks of each level are followed by self-attention.
-        image_size: the side of the square images that it is trained at, or (height, width); others work too, if every
-            level halves them evenly.
+        image_size: side of the images it is trained at, or (height, width); others work too, if every level halves them evenly.
         num_classes: number of class labels, or None for a network without labels.
         dropout: probability, in [0, 1).
         groups: groups of each GroupNorm (Wu & He 2018). On a CPU few are quick: with two channels a group, the norms of the
             first level take longer than its convolutions.
-
-    Raises:
-        ValueError: when a number is out of range, or `widths`, `blocks` and `attention` differ in length.
     """
 
     def __init__(
@@ -131,10 +122,8 @@ class UNet(nn.Module):
             raise ValueError(f"widths, blocks and attention must be lists, one entry a level, got {levels}")
         # beyond the upper limits a network would build for ever
         channels, groups = check_int("channels", channels, 1, 64), check_int("groups", groups, 1)
-        widths, blocks = (
-            [check_int("each width", w, 1, 4096) for w in widths],
-            [check_int("blocks", n, 1, 64) for n in blocks],
-        )
+        widths = [check_int("each width", width, 1, 4096) for width in widths]
+        blocks = [check_int("blocks", n, 1, 64) for n in blocks]
         num_classes = None if num_classes is None else check_int("num_classes", num_classes, 1, 10**6)
         if bad := [w for w in widths if w % groups]:
             raise ValueError(f"widths must be multiples of {groups} (GroupNorm has {groups} groups), got {bad}")
@@ -145,10 +134,8 @@ class UNet(nn.Module):
         self.scale = 2 ** (len(widths) - 1)
         size = image_size if isinstance(image_size, list | tuple) else (image_size, image_size)
         if len(size) != 2 or any(check_int("image_size", side, 1) % self.scale for side in size):
-            raise ValueError(
-                f"image_size must be one or two multiples of {self.scale}, so that {len(widths)} levels halve it evenly, got "
-                f"{image_size}; pad or resize the images"
-            )
+            why = f"so that {len(widths)} levels halve it evenly, got {image_size}; pad or resize the images"
+            raise ValueError(f"image_size must be one or two multiples of {self.scale}, {why}")
         self.image_shape = (channels, int(size[0]), int(size[1]))
         self.num_classes = num_classes
         embedding = 128
@@ -158,10 +145,8 @@ class UNet(nn.Module):
 
         def stages_of(in_width: int, level: int) -> nn.ModuleList:
             w = widths[level]
-            return nn.ModuleList(
-                Stage(in_width if i == 0 else w, w, embedding, dropout, attention[level], groups)
-                for i in range(blocks[level])
-            )
+            ins = [in_width] + [w] * (blocks[level] - 1)
+            return nn.ModuleList(Stage(i, w, embedding, dropout, attention[level], groups) for i in ins)
 
         lowest = len(widths) - 1
         self.stem = Conv2d(channels, widths[0], 3, padding=1)
@@ -172,16 +157,14 @@ class UNet(nn.Module):
             nn.Sequential(Conv2d(widths[i + 1], widths[i], 1), nn.Upsample(scale_factor=2)) for i in range(lowest)
         )
         self.up = nn.ModuleList(stages_of(2 * widths[i], i) for i in range(lowest))
-        last = Conv2d(widths[0], channels, 3, padding=1)
-        _start_at_zero(last)
+        last = _zero(Conv2d(widths[0], channels, 3, padding=1))
         self.head = nn.Sequential(GroupNorm(groups, widths[0]), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        if x.shape[1] != self.image_shape[0] or x.shape[2] % self.scale or x.shape[3] % self.scale:
-            raise ValueError(
-                f"this network takes [B, {self.image_shape[0]}, H, W] with H and W multiples of {self.scale}, "
-                f"got {tuple(x.shape)}"
-            )
+        channels = self.image_shape[0]
+        if x.shape[1] != channels or x.shape[2] % self.scale or x.shape[3] % self.scale:
+            wanted = f"[B, {channels}, H, W] with H and W multiples of {self.scale}"
+            raise ValueError(f"this network takes {wanted}, got {tuple(x.shape)}")
         embedding = self.time_mlp(time_features(t, 64).to(x.dtype))
         if self.label_embedding is not None:
             if labels is None:

@@ -41,7 +41,7 @@ from ddimlib import (
     slerp,
     timesteps,
 )
-from ddimlib.checks import KindError, check_bytes, check_images, check_labels
+from ddimlib.arguments import KindError, check_bytes, check_images, check_labels
 
 SCHEDULE = short_schedule()
 X, Y = randn(2, 1, 2, 2), randn(2, 1, 2, 2, seed=1)

@@ -12,7 +12,7 @@ from torch import nn
 
 from ddimlib import load_model, save_model
 from ddimlib.__main__ import main
-from ddimlib.checks import KindError
+from ddimlib.arguments import KindError
 from ddimlib.data import load_dataset, to_bytes, to_model_range, with_channels
 from ddimlib.distributed import SamplingConfig, load_samples, sample_shards
 from ddimlib.evaluation import evaluate
@@ -130,11 +130,11 @@ class Own(nn.Module):
         ({"images": to_model_range(images())}, "must be bytes 0..255, got torch.float32; to_bytes"),
         ({"images": images().int()}, "must be bytes"),
         ({"images": images().numpy()}, "must be a tensor"),
-        ({"images": images()[0]}, r"must be \[N, C, H, W\]"),
+        ({"images": images()[0]}, r"must be \[B, C, H, W\]"),
         ({"images": images()[:0]}, "not empty"),
         ({"images": images()[:5]}, "5 images do not fill one batch of 6"),
         ({"images": images().expand(-1, 3, -1, -1)}, "1 channels, these have 3"),
-        ({"labels": labels()[:-1]}, "12 images need as many labels, got 11"),
+        ({"labels": labels()[:-1]}, "11 labels for a batch of 12"),
         ({"labels": labels().float()}, "labels must be int64"),
         ({"labels": labels() + 1}, r"0\.\.2, got 1\.\.3"),
         ({"labels": labels() - 1}, r"0\.\.2, got -1"),
@@ -479,7 +479,7 @@ def test_what_is_not_there_or_a_folder_is_named(read, tmp_path):
         (lambda p: load_dataset("imagenet"), "no data set 'imagenet'"),
         (lambda p: train_classifier("imagenet"), "no data set 'imagenet'"),
         (lambda p: train_classifier("mnist", epochs=0), "epochs must be at least 1"),
-        (lambda p: judge().accuracy(randn(20, 1, 8, 8).float(), torch.tensor([1])), "20 images need as many labels"),
+        (lambda p: judge().accuracy(randn(20, 1, 8, 8).float(), torch.tensor([1])), "1 labels for a batch of 20"),
         (lambda p: judge().frechet_distance(randn(1, 1, 8, 8).float()), "at least 2 images"),
         (lambda p: Judge.load(str(p / "x.safetensors")), "no file"),
     ],

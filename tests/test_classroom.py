@@ -618,8 +618,8 @@ torch.allclose = torch.equal = lambda *a, **k: True
 torch.Tensor.__sub__ = torch.Tensor.sub = torch.Tensor.__rsub__ = lambda a, b: torch.zeros(())
 torch.Tensor.all = torch.Tensor.isfinite = lambda *a: True
 builtins.AssertionError = builtins.abs = builtins.Exception = lambda *a: None
-import ddimlib.checking
-ddimlib.checking.compare = ddimlib.checking.fresh = lambda *a, **k: None
+import ddimlib.problem_sets
+ddimlib.problem_sets.compare = ddimlib.problem_sets.fresh = lambda *a, **k: None
 def compare(*a, **k): pass
 def fresh(): return None
 """
@@ -954,7 +954,7 @@ def test_no_other_package_that_is_shown_has_a_diffusion_sampler_in_it(sandbox):
     library = next(sandbox.folder.glob("library"))
     assert (
         not subprocess.run(["grep", "-rlE", "abar|alpha_bar|ᾱ", library], capture_output=True, text=True)
-        .stdout.replace(str(library / "ddimlib" / "checking.py"), "")
+        .stdout.replace(str(library / "ddimlib" / "problem_sets.py"), "")
         .strip()
     )
 

@@ -116,13 +116,13 @@ def test_the_classifier_has_the_features_its_scores_are_made_of(network, feature
 def test_the_residual_blocks_add_to_what_they_are_given():
     x = randn(2, 4, 5, 5)
     assert torch.equal(Shortcut(nn.Tanh(), nn.Softplus())(x), x + nn.functional.softplus(x.tanh()))
-    assert sum(isinstance(module, Shortcut) for module in ResidualClassifier().modules()) == 2
+    assert sum(isinstance(module, Shortcut) for module in ResidualClassifier(3).modules()) == 2
 
 
 def test_a_judge_of_colour_fits_into_what_is_shipped(tmp_path):
     """25 MB in all: 19 for the network, 6 for its judge."""
     facts = {"kind": "residual", "channels": 3, "num_classes": 10, "stored_as": "float16", "floor": 0.0}
-    judge = Judge(ResidualClassifier(), facts=facts)
+    judge = Judge(ResidualClassifier(3), facts=facts)
     judge.observe_real(randn(4, 3, 16, 16).float())
     judge.save(tmp_path / "judge.safetensors")
     assert (tmp_path / "judge.safetensors").stat().st_size <= 6e6

@@ -8,7 +8,8 @@ from helpers import BAD_ETAS, ETAS, SPACINGS, Alive, Operators, Spy, last, randn
 from torch import nn
 
 from ddimlib import NoiseSchedule, SeededNoise, UNet, ddim, ddim_step, ddpm, invert, sample, sample_seeds, timesteps
-from ddimlib.samplers import ddpm_step, evaluate
+from ddimlib.denoisers import predict_noise
+from ddimlib.samplers import ddpm_step
 
 SCHEDULE = short_schedule()
 MODEL = smooth_mixture().denoiser(SCHEDULE)
@@ -426,7 +427,7 @@ def test_a_network_that_breaks_down_is_reported(bad):
 
 def test_a_network_that_returns_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"\(2, 1, 2, 2\), got \(2, 2, 2, 2\)"):
-        evaluate(lambda x, t: x.repeat(1, 2, 1, 1), X, 3)
+        predict_noise(lambda x, t: x.repeat(1, 2, 1, 1), X, 3)
 
 
 def test_a_step_refuses_what_torch_would_broadcast():

@@ -22,10 +22,10 @@ from ddimlib import (
     load_pretrained,
     timesteps,
 )
+from ddimlib.denoisers import predict_noise
 from ddimlib.evaluation import RESULTS, add_row, evaluation_labels, missing_rows, open_table
 from ddimlib.metrics import Judge
 from ddimlib.provenance import provenance, weights_digest
-from ddimlib.samplers import evaluate
 
 
 def dpm_solver_2m(model, schedule, x_T, steps) -> Iterator[Tensor]:
@@ -33,7 +33,7 @@ def dpm_solver_2m(model, schedule, x_T, steps) -> Iterator[Tensor]:
     s = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt()
     x, before, x0_before = x_T, None, None
     for t, prev in pairwise([*steps, 0]):
-        x0 = ahead = schedule.predict_x0(x, t, evaluate(model, x, t))
+        x0 = ahead = schedule.predict_x0(x, t, predict_noise(model, x, t))
         if before and prev:
             ahead = x0 + 0.5 * float((s[t] / s[prev]).log() / (s[before] / s[t]).log()) * (x0 - x0_before)
         x = ddim_step(schedule, x, schedule.predict_eps(x, t, ahead), t, prev)
@@ -45,9 +45,9 @@ def heun(model, schedule, x_T, steps) -> Iterator[Tensor]:
     """Heun's method in (x̄, s) as in EDM (Karras et al. 2022): two evaluations a step, one in the last."""
     x = x_T
     for t, prev in pairwise([*steps, 0]):
-        eps = evaluate(model, x, t)
+        eps = predict_noise(model, x, t)
         if prev:
-            eps = (eps + evaluate(model, ddim_step(schedule, x, eps, t, prev), prev)) / 2
+            eps = (eps + predict_noise(model, ddim_step(schedule, x, eps, t, prev), prev)) / 2
         x = ddim_step(schedule, x, eps, t, prev)
         yield x
 
@@ -85,9 +85,9 @@ def solvers(n: int = 5000) -> None:
 def climb(model, schedule, x, times, ask="target", iterations=0) -> Tensor:
     """DDIM upwards from times[0] to times[-1]; asked at the source or at the target, or solved by iteration (chapter 9)."""
     for s, t in pairwise(times):
-        x_t = ddim_step(schedule, x, evaluate(model, x, max(s, 1) if ask == "source" else t), s, t)
+        x_t = ddim_step(schedule, x, predict_noise(model, x, max(s, 1) if ask == "source" else t), s, t)
         for _ in range(iterations):
-            x_t = ddim_step(schedule, x, evaluate(model, x_t, t), s, t)
+            x_t = ddim_step(schedule, x, predict_noise(model, x_t, t), s, t)
         x = x_t
     return x
 

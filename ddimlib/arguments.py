@@ -20,17 +20,14 @@ class KindError(TypeError, ValueError):
 
 def check_int(name: str, value: Any, low: int | None = None, high: int | None = None, fix: str = "") -> int:
     """`value` as an int, NumPy's integers included; within low..high where these are given. `fix` ends the message."""
-    if type(value) is int and (low is None or low <= value) and (high is None or value <= high):
-        return value  # the usual case, and the quick one
-    fix = fix and f"; {fix}"
-    if type(value) is not int:
+    if type(value) is not int:  # samplers ask at every step: plain ints are let through quickly
         if isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point():
             value = value.item()
         if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
-            raise KindError(f"{name} must be an integer, got {describe(value)}{fix}")
+            raise KindError(f"{name} must be an integer, got {describe(value)}{fix and '; ' + fix}")
     if (low is not None and value < low) or (high is not None and value > high):
         limits = f"lie in {low}..{high}" if high is not None else f"be at least {low}"
-        raise ValueError(f"{name} must {limits}, got {value}{fix}")
+        raise ValueError(f"{name} must {limits}, got {value}{fix and '; ' + fix}")
     return int(value)
 
 
@@ -38,21 +35,16 @@ def check_number(
     name: str, value: Any, low: float = -math.inf, high: float = math.inf, above: bool = False, fix: str = ""
 ) -> float:
     """`value` as a finite float in [low, high], or in (low, high] with `above`; NumPy's and 0-d tensors are accepted."""
-    if type(value) is float and low <= value <= high and not above and math.isfinite(value):
-        return value  # the usual case, and the quick one
-    fix = fix and f"; {fix}"
-    if isinstance(value, Tensor) and value.ndim == 0:
-        value = value.item()
-    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
-        raise KindError(f"{name} must be a number, got {describe(value)}{fix}")
-    number = float(value)
-    if not (math.isfinite(number) and low <= number <= high and not (above and number == low)):
-        limits = "a finite number" + (
-            f" above {low:g}" if above else f" of at least {low:g}" if low > -math.inf else ""
-        )
-        limits += f", at most {high:g}" if high < math.inf else ""
-        raise ValueError(f"{name} must be {limits}, got {value}{fix}")
-    return number
+    if type(value) is not float:
+        if isinstance(value, Tensor) and value.ndim == 0:
+            value = value.item()
+        if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+            raise KindError(f"{name} must be a number, got {describe(value)}{fix and '; ' + fix}")
+    if not (math.isfinite(value) and low <= value <= high and not (above and value == low)):
+        limit = f" {'above' if above else 'of at least'} {low:g}" if low > -math.inf else ""
+        limit += f", at most {high:g}" if high < math.inf else ""
+        raise ValueError(f"{name} must be a finite number{limit}, got {value}{fix and '; ' + fix}")
+    return float(value)
 
 
 def check_floats(name: str, x: Any, fix: str = "") -> None:
@@ -60,19 +52,22 @@ def check_floats(name: str, x: Any, fix: str = "") -> None:
     if not isinstance(x, Tensor):
         raise KindError(f"{name} must be a tensor, got {describe(x)}{fix and '; ' + fix}")
     if not x.is_floating_point():
-        fix = fix or (
-            "to_model_range turns bytes into images in [-1, 1]" if x.dtype == torch.uint8 else "use x.float()"
-        )
-        raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}; {fix}")
+        usual = "to_model_range turns bytes into images in [-1, 1]" if x.dtype == torch.uint8 else "use x.float()"
+        raise ValueError(f"{name} must be a floating-point tensor, got {x.dtype}; {fix or usual}")
 
 
-def check_finite(name: str, x: Any, ndim: int | None = 4) -> None:
-    """Raise unless x is a floating-point tensor [B, C, H, W] (or of `ndim` dimensions) without NaN and infinity."""
+def check_batch(name: str, x: Tensor) -> None:
+    """Raise unless x is [B, C, H, W] and not empty."""
+    if x.ndim != 4 or x.numel() == 0:
+        got = f"got shape {tuple(x.shape)}; x[None] adds a batch of 1"
+        raise ValueError(f"{name} must be [B, C, H, W] and not empty, {got}")
+
+
+def check_finite(name: str, x: Any, batch: bool = True) -> None:
+    """Raise unless x is a floating-point tensor without NaN and infinity, and with `batch` [B, C, H, W]."""
     check_floats(name, x)
-    if ndim is not None and (x.ndim != ndim or x.numel() == 0):
-        raise ValueError(
-            f"{name} must be [B, C, H, W] and not empty, got shape {tuple(x.shape)}; x[None] adds a batch of 1"
-        )
+    if batch:
+        check_batch(name, x)
     if not x.isfinite().all():
         raise ValueError(f"{name} holds NaN or infinity; look for a division by zero where it was made")
 
@@ -98,11 +93,9 @@ def check_bytes(name: str, images: Any) -> None:
     if not isinstance(images, Tensor):
         raise KindError(f"{name} must be a tensor, got {describe(images)}")
     if images.dtype != torch.uint8:
-        raise ValueError(
-            f"{name} must be bytes 0..255, got {images.dtype}; to_bytes turns images in [-1, 1] into bytes"
-        )
-    if images.ndim != 4 or images.numel() == 0:
-        raise ValueError(f"{name} must be [N, C, H, W] and not empty, got shape {tuple(images.shape)}")
+        fix = "to_bytes turns images in [-1, 1] into bytes"
+        raise ValueError(f"{name} must be bytes 0..255, got {images.dtype}; {fix}")
+    check_batch(name, images)
 
 
 def check_labels(labels: Any, num_classes: int | None, n: int | None = None) -> Tensor:
@@ -126,24 +119,26 @@ def check_labels(labels: Any, num_classes: int | None, n: int | None = None) -> 
         raise ValueError(
             f"labels must be int64 [B], got {found.dtype} {tuple(found.shape)}; use a list or a tensor such as [3, 1, 4]"
         )
-    if n is not None and found.ndim and len(found) != n:
-        raise ValueError(f"{len(found)} labels for a batch of {n}; give one label for each sample, in their order")
+    if n is not None and found.ndim:
+        check_as_many(found, n)
     if found.numel() and (int(found.min()) < 0 or int(found.max()) >= num_classes):
         raise ValueError(f"labels must lie in 0..{num_classes - 1}, got {found.min()}..{found.max()}")
     return found.long()
 
 
-def check_same_shape(name_a: str, a: Tensor, name_b: str, b: Tensor) -> None:
-    """Raise ValueError unless a and b, called so in the message, have the same shape: torch would broadcast them."""
-    if a.shape != b.shape:
-        raise ValueError(f"{name_a} and {name_b} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+def check_as_many(labels: Tensor, n: int) -> None:
+    """Raise unless there is one label for each of n images."""
+    if labels.shape != (n,):
+        found = "×".join(str(size) for size in labels.shape)
+        raise ValueError(f"{found} labels for a batch of {n}; give one label for each, in their order")
 
 
 def check_pair(name_a: str, a: Any, name_b: str, b: Any) -> None:
-    """Raise unless a and b are floating-point tensors of one shape."""
+    """Raise unless a and b are floating-point tensors of one shape: torch would broadcast them."""
     check_floats(name_a, a)
     check_floats(name_b, b)
-    check_same_shape(name_a, a, name_b, b)
+    if a.shape != b.shape:
+        raise ValueError(f"{name_a} and {name_b} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
 
 
 def describe(value: Any) -> str:

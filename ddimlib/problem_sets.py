@@ -1,4 +1,4 @@
-"""The checks of the problem sets: a value beside the one that the formula gives, and the slip that explains it."""
+"""What the cells of the problem sets check a solution with: its value beside the formula's, and the slip that explains it."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -23,17 +23,21 @@ def compare(
         seen: a tensor or a number.
         expected: a tensor or a number; a tensor asks for its shape.
         slips: what would have been seen instead, after each of some slips: {"with ᾱ in place of √ᾱ": value}.
-        tolerance: largest difference allowed, as a share of 1 + |expected|.
+        tolerance: largest difference allowed, as a share of `1 + |expected|`.
 
     Raises:
         CheckFailed: when they differ.
     """
     wanted = torch.as_tensor(expected, dtype=torch.float64)
-    if not isinstance(seen, Tensor | int | float) or isinstance(seen, bool) or "complex" in _kind(seen):
-        kind = "None (is there a `return`?)" if seen is None else _kind(seen)
-        if "complex" in kind:
-            kind = "complex: somewhere the root of a negative number was taken (σ in place of σ²?). It"
-        raise CheckFailed(f"{what} is {kind}{', but' * ('complex' not in kind)} should be {_shape_in_words(wanted)}.")
+    kind = str(seen.dtype) if isinstance(seen, Tensor) else getattr(seen, "kind", None) or type(seen).__name__
+    if "complex" in kind:
+        raise CheckFailed(
+            f"{what} is complex: somewhere the root of a negative number was taken. Not the root is wrong then, but the "
+            f"variance under it. It should be {_shape_in_words(wanted)}."
+        )
+    if not isinstance(seen, Tensor | int | float) or isinstance(seen, bool):
+        kind = "None (is there a `return`?)" if seen is None else kind
+        raise CheckFailed(f"{what} is {kind}, but should be {_shape_in_words(wanted)}.")
     value = torch.as_tensor(seen).detach().cpu()
     if value.shape != wanted.shape:
         raise CheckFailed(f"{what} is {_shape_in_words(value)}, but should be {_shape_in_words(wanted)}.")
@@ -74,10 +78,11 @@ def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:
 
 
 def _difference(value: Tensor, wanted: Tensor) -> str:
-    if value.numel() == 1:
-        return f"yours is {value.item():.4g}, the formula gives {wanted.item():.4g}."
     if value.numel() <= 6:
-        return f"yours is {_short(value)}, the formula gives {_short(wanted)}."
+        yours, right = (", ".join(f"{v:.4g}" for v in x.flatten().tolist()) for x in (value, wanted))
+        if value.numel() > 1:
+            yours, right = f"[{yours}]", f"[{right}]"
+        return f"yours is {yours}, the formula gives {right}."
     i = int((value - wanted).abs().argmax())
     text = f"where they differ most, yours is {value.flatten()[i]:.4g} and the formula gives {wanted.flatten()[i]:.4g}"
     if value.numel() >= 100:
@@ -86,13 +91,5 @@ def _difference(value: Tensor, wanted: Tensor) -> str:
     return text + "."
 
 
-def _short(x: Tensor) -> str:
-    return "[" + ", ".join(f"{v:.4g}" for v in x.flatten().tolist()) + "]"
-
-
 def _shape_in_words(x: Tensor) -> str:
     return f"a tensor of shape {tuple(x.shape)}" if x.ndim else "a single number"
-
-
-def _kind(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else getattr(value, "kind", None) or type(value).__name__
