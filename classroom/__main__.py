@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable
@@ -276,4 +277,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as after Ctrl-C, nothing is left running
     sys.exit(main())

@@ -20,6 +20,9 @@ from classroom.sandbox import Process, Sandbox, Stopped, StudentError
 REQUEST_SECONDS, TOTAL_SECONDS = 10.0, 60.0
 """The longest that one call of a student's function, and one submission, may take."""
 
+LONGEST = 1000
+"""Characters of a message."""
+
 
 @dataclass
 class Verdict:
@@ -64,18 +67,45 @@ class Student:
         self.errors: dict[str, str] = {}
         self.hopeless: set[str] = set()
         self.process: Process | None = None
+        self.calls: dict[str, set[str]] = {}  # of a function that was checked: which others it asked
         self.defined: set[str] = set()
 
     def prepare(self, own: list[str]) -> Process:
         """A process in which the names `own` are the student's, and all other names of the problem set the reference's."""
         process = self._alive()
         process.seconds = self._left()
+        # A process was given these to stand for the student's, while other parts were checked, and may have kept them.
+        process.withheld = [function for name, function in self.reference.functions.items() if name in own]
+        process.asked.clear()
         for name, function in self.reference.functions.items():
             if name in own:
                 process.restore(name)
             else:
                 process.set(name, function)
         return process
+
+    def remember(self, own: list[str]) -> None:
+        """Note which functions of other parts the functions `own` have called since :meth:`prepare`."""
+        asked = self.process.asked if self.process else []
+        called = {name for name, function in self.reference.functions.items() if function in asked}
+        for name in own:
+            self.calls.setdefault(name, set()).update(called)
+
+    def circle(self, own: list[str]) -> str:
+        """The functions, in words, through which one of `own` would call itself in the student's notebook, or ""."""
+        for name in own:
+            if name in self._reached(name):
+                ring = {name} | {n for n in self._reached(name) if name in self._reached(n)}
+                return ", ".join(f"`{n}`" for n in sorted(ring))
+        return ""
+
+    def _reached(self, name: str) -> set[str]:
+        reached: set[str] = set()
+        new = self.calls.get(name, set())
+        while new:
+            reached |= new
+            new = {m for n in new for m in self.calls.get(n, ())} - reached
+        return reached
 
     def stop(self) -> None:
         if self.process:
@@ -147,7 +177,8 @@ def run_check(check: Check, student: Student) -> Verdict:
     """One check: its points and, if it failed, why."""
 
     def verdict(message: str) -> Verdict:
-        return Verdict(check.grade_id, check.title, 0.0 if message else check.points, check.points, message)
+        text = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"  # a student's code may have filled it
+        return Verdict(check.grade_id, check.title, 0.0 if message else check.points, check.points, text)
 
     try:
         process = student.prepare(check.own)
@@ -164,7 +195,8 @@ def run_check(check: Check, student: Student) -> Verdict:
     except Stopped as error:
         return verdict(f"Your code was stopped: {error}.")
     except Exception as error:  # what the student's function returned made the check itself fail
-        return verdict(f"What your code returned does not fit the check ({type(error).__name__}: {error})."[:600])
+        return verdict(f"What your code returned does not fit the check ({type(error).__name__}: {error}).")
+    student.remember(check.own)
     return verdict("")
 
 
@@ -178,6 +210,8 @@ def students_value(name: str, process: Process, student: Student) -> Any:
         ):
             raise AssertionError("Not written yet.")
         why = "; ".join(f"cell {cell}: {text}" for cell, text in errors.items())
+        if why and not callable(student.reference.names[name]):
+            why += ". Your long computations are not run again: write the value itself"
         raise AssertionError(
             f"There is no `{name}` in your notebook" + (f" ({why})" if why else "; was it renamed or deleted?")
         )
@@ -196,6 +230,11 @@ def grade(
     student = Student(sandbox, problem_set, reference, cells, seconds, total)
     try:
         verdicts = [run_check(check, student) for check in problem_set.checks]
+        for verdict, check in zip(verdicts, problem_set.checks, strict=True):
+            circle = student.circle(check.own)
+            if circle and not verdict.message:
+                verdict.points = 0.0
+                verdict.message = f"These functions only call each other, and none does the work: {circle}."
     finally:
         student.stop()
     solutions = {c.grade_id for c in problem_set.solutions}

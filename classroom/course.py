@@ -7,6 +7,7 @@ What it does not do here is run students' code: its own executor would do so bes
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from nbgrader.api import Gradebook, MissingEntry
 from nbgrader.apps import NbGraderAPI
 from nbgrader.converters import Autograde
 from nbgrader.preprocessors import NbGraderPreprocessor
+from sqlalchemy.exc import SAWarning
 from traitlets.config import Config
 
 from classroom.notebooks import Cell, ProblemSet
@@ -128,7 +130,9 @@ class Course:
         path.parent.mkdir(parents=True, exist_ok=True)
         nbformat.write(merged(self.folder / "release" / problem_set.name / path.name, handed_in), path)
         Replay.verdicts = verdicts
-        _checked(self.api.autograde(problem_set.name, key, force=True, create=True), f"the gradebook, for {key}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SAWarning)  # of nbgrader's own making, and nothing for a teacher
+            _checked(self.api.autograde(problem_set.name, key, force=True, create=True), f"the gradebook, for {key}")
 
     def scores(self, key: str, name: str) -> tuple[float, int] | None:
         """Points so far, with those that a teacher gave by hand, and the number of answers that wait to be read."""

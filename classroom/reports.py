@@ -58,12 +58,14 @@ def _same(row: dict[str, str], entry: dict[str, Any]) -> bool:
 
 def moodle_table(students: list[dict[str, Any]], name: str, most: float) -> str:
     """The grading worksheet of a Moodle assignment, filled in for one problem set."""
-    rows: list[list[Any]] = [["Identifier", "Full name", "Grade", "Maximum Grade", "Feedback comments"]]
+    # Moodle refuses a worksheet without a column "Last modified (grade)"; it may be empty.
+    columns = ["Identifier", "Full name", "Grade", "Maximum Grade", "Last modified (grade)", "Feedback comments"]
+    rows: list[list[Any]] = [columns]
     for entry in students:
         if name in entry["scores"]:
             identifier = f"Participant {entry['identifier']}" if entry["identifier"] else ""
             rows.append(
-                [identifier, entry["student"], entry["scores"][name], float(most), entry["comments"].get(name, "")]
+                [identifier, entry["student"], entry["scores"][name], float(most), "", entry["comments"].get(name, "")]
             )
     return table(rows)
 

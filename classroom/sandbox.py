@@ -164,12 +164,18 @@ class Process:
     Args:
         sandbox: where it is started.
         seconds: the longest that one request may take.
+
+    Attributes:
+        withheld: functions of the grader's that it has been given, but may not ask now.
+        asked: those that it has asked.
     """
 
     def __init__(self, sandbox: Sandbox, seconds: float = 10.0) -> None:
         self.seconds = seconds
         self.channel, self.number, self.home = sandbox.order()
         self.functions: list[Callable[..., Any]] = []
+        self.withheld: list[Callable[..., Any]] = []
+        self.asked: list[Callable[..., Any]] = []
         self.networks: list[nn.Module] = []
         self.dead: str | None = None
         self.deadline: float | None = None
@@ -258,8 +264,11 @@ class Process:
 
     def _reply(self, question: dict[str, Any], deadline: float) -> None:
         function = self.functions[int(question["ask"])]
+        self.asked.append(function)
         tensors: list[Tensor] = []
         try:
+            if function in self.withheld:
+                raise StudentError("PermissionError", "this is what you are asked to write")
             args = [unpack(a, self._read, self._received) for a in question["args"]]
             kwargs = {str(k): unpack(v, self._read, self._received) for k, v in question["kwargs"].items()}
             with torch.no_grad():

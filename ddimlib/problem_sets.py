@@ -39,17 +39,24 @@ def compare(
         kind = "None (is there a `return`?)" if seen is None else kind
         raise CheckFailed(f"{what} is {kind}, but should be {_shape_in_words(wanted)}.")
     value = torch.as_tensor(seen).detach().cpu()
-    if value.shape != wanted.shape:
-        raise CheckFailed(f"{what} is {_shape_in_words(value)}, but should be {_shape_in_words(wanted)}.")
     value = value.to(torch.float64)
-    if value.numel() and not value.isfinite().all():
-        raise CheckFailed(f"{what} holds NaN or infinity.")
-    if _close(value, wanted, tolerance):
+    fits = value.shape == wanted.shape
+    if fits and value.numel() and not value.isfinite().all():
+        raise CheckFailed(
+            f"{what} holds NaN or infinity. Is there a division by 0, the root of a negative number, or the arccos of "
+            "a number that is no cosine?"
+        )
+    if fits and _close(value, wanted, tolerance):
         return
-    message = f"{what}: {_difference(value, wanted)}"
+    if fits:
+        message = f"{what}: {_difference(value, wanted)}"
+    else:
+        message = f"{what} is {_shape_in_words(value)}, but should be {_shape_in_words(wanted)}."
     for hint, wrong in (slips or {}).items():
         other = torch.as_tensor(wrong, dtype=torch.float64)
-        if other.shape == value.shape and _close(value, other, tolerance) and not _close(other, wanted, tolerance):
+        if other.shape != value.shape or not _close(value, other, tolerance):
+            continue
+        if not fits or not _close(other, wanted, tolerance):
             raise CheckFailed(f"{message} That is what comes out {hint}.")
     raise CheckFailed(message)
 

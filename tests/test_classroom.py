@@ -182,6 +182,7 @@ SLIPS = [
     ("ps1", "one-step", "beta**0.5 * z", "beta * z", {"one-step"}, "with β in place of √β"),
     ("ps1", "one-step", "(1 - beta) ** 0.5", "(1 - beta)", {"one-step"}, "1 - β in place of its root"),
     ("ps1", "one-step", "(1 - beta) ** 0.5 *", "", {"one-step"}, "nothing is shrunk"),
+    ("ps1", "one-step", "(1 - beta) ** 0.5", "(1 - beta**0.5)", {"one-step"}, "1 - √β in place of √(1-β)"),
     (
         "ps1",
         "products",
@@ -211,7 +212,7 @@ SLIPS = [
     ),
     ("ps1", "jump", "abar[times]", "abar[(times - 1).clamp(min=0)]", {"jump-alike", "jump-each"}, "too early"),
     ("ps1", "jump", "abar[times]", "abar[times[:1]].expand(len(times))", {"jump-each"}, "time of the first image"),
-    ("ps1", "jump", ".reshape(-1, *[1] * (images.ndim - 1))", "", {"jump-alike", "jump-each"}, "shape"),
+    ("ps1", "jump", ".reshape(-1, *[1] * (images.ndim - 1))", "", {"jump-alike", "jump-each"}, "factors of shape [B]"),
     (
         "ps1",
         "posterior",
@@ -268,6 +269,11 @@ SLIPS = [
     ("ps1", "loss", ".mean()", ".sum()", {"loss"}, "summed over pixels"),
     ("ps1", "loss", "- noise).square()", "- images).square()", {"loss"}, "compared with the image"),
     ("ps1", "train", "        loss.backward()\n", "", {"train"}, "weights hardly changed"),
+    ("ps1", "train", "        optimizer.zero_grad()\n", "", {"train"}, "set to zero"),
+    ("ps1", "train", "randint(1, len(abar), ", "randint(1, len(abar) - 1, ", {"train"}, "both ends included"),
+    ("ps1", "train", "randint(1, len(abar), ", "randint(len(abar), ", {"train"}, "both ends included"),
+    ("ps1", "train", "len(abar), (batch,))", "len(abar), (1,)).expand(batch)", {"train"}, "a time for each image"),
+    ("ps1", "train", "torch.randn_like", "torch.rand_like", {"train"}, "Gaussian"),
     (
         "ps2",
         "times",
@@ -293,6 +299,7 @@ SLIPS = [
     ("ps2", "guided", "scale * (", "(1 + scale) * (", {"guided"}, "1 + w in place of w"),
     ("ps2", "sampler", "times[i + 1] if i + 1 < len(times) else 0", "t - 1", {"sampler"}, ""),
     ("ps2", "sampler", "enumerate(times)", "enumerate(times[:-1])", {"sampler"}, "asked"),
+    ("ps2", "sampler", "noises[i]", "noises[0]", {"sampler"}, "the noise of the first step in all"),
     (
         "ps2",
         "spread",
@@ -310,9 +317,12 @@ SLIPS = [
         {"mended-b"},
         "clipped but ε is kept",
     ),
+    ("ps2", "mended-b", ".clamp(-1, 1)", "", {"mended-b"}, "the implied image is not limited"),
     ("ps2", "mended-c", " - variance) ** 0.5", ") ** 0.5", {"mended-c"}, "still does"),
+    ("ps2", "mended-c", "(1 - a_from / a_to)", "(1 - a_from / a_to) * 0", {"mended-c"}, "without any noise"),
     ("ps3", "there", "x / a**0.5", "x / a", {"there"}, "ᾱ in place of √ᾱ"),
     ("ps3", "there", "((1 - a) / a) ** 0.5", "(1 - a) / a", {"there"}, "in place of their roots"),
+    ("ps3", "there", "((1 - a) / a) ** 0.5", "(1 - a) ** 0.5 / a", {"there"}, "ᾱ in place of √ᾱ below"),
     ("ps3", "back", "(1 + s**2) ** 0.5", "(1 + s**2)", {"back"}, "ᾱ in place of √ᾱ"),
     ("ps3", "euler", "slope(line, s)", "slope(line, following)", {"euler"}, "where the steps start"),
     ("ps3", "euler", "(following - s)", "(s - following)", {"euler"}, "sign of the step"),
@@ -325,6 +335,7 @@ SLIPS = [
         "ends alone",
     ),
     ("ps3", "order", "return -float", "return float", {"order"}, "with the sign turned"),
+    ("ps3", "order", "x - x.mean(), ", "(x - x.mean()) / math.log(10), ", {"order"}, "log of base 10"),
     (
         "ps3",
         "circle",
@@ -352,6 +363,8 @@ SLIPS = [
     ("ps3", "decode", "[*times[-2::-1], 0]", "times[-2::-1]", {"decode"}, "asked at"),
     ("ps3", "trip", ".square().mean().sqrt()", ".abs().mean()", {"trip"}, "mean of the absolute differences"),
     ("ps3", "trip", ".sqrt()", "", {"trip"}, "mean square in place of its root"),
+    ("ps3", "trip", ".mean().sqrt()", ".mean((1, 2, 3)).sqrt().mean()", {"trip"}, "and then averaged"),
+    ("ps3", "circle", " / (x.norm(dim=1) * y.norm(dim=1))", "", {"circle"}, "no cosine"),
     ("ps3", "edit", "encode(with_label(old)", "encode(with_label(new)", {"edit"}, "the label 3 twice"),
 ]
 
@@ -634,6 +647,21 @@ HARD_CODED = {
     "    return 2*x - 2*0.75/0.84**0.5*eps + (0.75**0.5*z if t > 1 else 0)",
 }
 
+# The reference's functions stand for the student's while other parts are checked; this one keeps asking them.
+ASK = """
+def seeded_noise(seeds, shape):
+    import gc
+    from classroom.worker import Worker
+    worker = next(o for o in gc.get_objects() if isinstance(o, Worker))
+    for number in range(10):
+        try:
+            answer = worker.ask(number, (seeds, shape), {})
+        except RuntimeError:
+            continue
+        if isinstance(answer, torch.Tensor) and answer.shape == (len(seeds), *shape):
+            return answer
+"""
+
 # name: (what is handed in, points lost of 24 or None for no grade, a piece of the feedback)
 HOSTILE = {
     "endless-function": (spoilt("while True: pass"), 1, "longer than"),
@@ -690,6 +718,11 @@ HOSTILE = {
         spoilt("from ddimlib import SeededNoise", "return SeededNoise(seeds).draw(shape)"),
         1,
         "not there while your work is graded",
+    ),
+    "asks-the-reference": (
+        filled("ps1", answers={c.grade_id: c.source for c in SETS["ps1"].solutions} | {LAST: ASK}),
+        1,
+        "",
     ),
     "syntax-error": (filled("ps1", [("ps1-one-step", "return", "return (")]), 2, "SyntaxError"),
     "renamed-function": (filled("ps1", [(LAST, "def seeded_noise", "def my_noise")]), 1, "renamed or deleted"),
@@ -820,6 +853,7 @@ def test_moodle_gets_a_worksheet_with_comments(classroom):
     rows = {row["Full name"]: row for row in rows_of(out / "grades-moodle-ps1.csv")}
     assert rows["half"]["Grade"] == "11"
     assert rows["half"]["Maximum Grade"] == "26"
+    assert "Last modified (grade)" in rows["half"]  # Moodle refuses a file without this column
     assert "Not written yet" in rows["half"]["Feedback comments"]
 
 
@@ -1084,6 +1118,41 @@ def test_of_an_added_cell_only_definitions_are_run():
     assert "lambda" in kept
     assert "train" not in kept
     assert "for" not in kept
+
+
+def test_functions_that_only_call_each_other_get_nothing(sandbox, references):
+    """Each is checked beside the reference of the other, so each would pass."""
+    each_other = {
+        "ps2-family": """
+def move_with_noise(x, eps, a_from, a_to, eta, z):
+    return sampler(lambda x, times: eps, x, [1], torch.tensor([a_to, a_from]), eta, [z])
+""",
+        "ps2-sampler": """
+def sampler(model, x_T, times, abar, eta, noises):
+    for i, (t, to) in enumerate(zip(times, [*times[1:], 0])):
+        eps = model(x_T, torch.full((len(x_T),), t))
+        x_T = move_with_noise(x_T, eps, float(abar[t]), float(abar[to]), eta, noises[i])
+    return x_T
+""",
+    }
+    answers = {c.grade_id: c.source for c in SETS["ps2"].solutions} | each_other
+    handed_in = cells_of(filled("ps2", answers=answers))
+    result = grade(SETS["ps2"], references["ps2"], handed_in, sandbox, PATIENCE, 10 * PATIENCE)
+    failed = {v["grade_id"]: v["message"] for v in result["verdicts"] if not v["points"]}
+    assert set(failed) == {"ps2-family-check", "ps2-sampler-check"}
+    assert all("`move_with_noise`, `sampler`" in message for message in failed.values())
+
+
+def test_a_message_is_short_whatever_a_function_returns(sandbox, references):
+    answers = {"ps2-times": "def visited(T, S):\n    return [10**18] * 10**6"}
+    found = verdicts("ps2", filled("ps2", answers=answers), sandbox, references, {"ps2-times-check"})
+    assert 900 < len(found["times"]) < 1100
+
+
+def test_a_loss_that_is_computed_anew_is_told_to_be_written_down(sandbox, references):
+    answers = {"ps1-reached": "my_loss = sum(losses[-100:]) / 100"}
+    found = verdicts("ps1", filled("ps1", answers=answers), sandbox, references, {"ps1-reached-check"})
+    assert "write the value itself" in found["reached"]
 
 
 def test_a_notebook_without_nbgraders_marks_is_graded_by_its_names(sandbox, references):

@@ -64,6 +64,28 @@ def test_every_chapter_has_a_quiz_of_this_form(chapter):
     assert not faults(quiz)
 
 
+def seen_length(answer: str) -> int:
+    """About how many characters a reader sees of an answer: a formula is short."""
+    return len(re.sub(r"\$[^$]*\$", "xxxx", answer))
+
+
+def test_neither_the_place_nor_the_length_gives_the_answer_away():
+    """Whoever always opens the first, middle, last or longest of three answers is wrong more often than right."""
+    places, longest = [], []
+    for chapter in CHAPTERS:
+        for question in re.split(r"^\*\*Question \d+\.\*\*", quiz_of(ROOT / f"{chapter}.ipynb"), flags=re.MULTILINE)[
+            1:
+        ]:
+            folds = list(FOLD.finditer(question))
+            if len(folds) == 3:
+                right = [fold["body"].startswith("**Yes") for fold in folds].index(True)
+                places.append(right)
+                longest.append(max(folds, key=lambda fold: seen_length(fold["answer"])) is folds[right])
+    assert len(places) > 20
+    assert max(places.count(place) for place in range(3)) < len(places) / 2
+    assert sum(longest) < len(longest) / 2
+
+
 def three(question: str) -> str:
     """A quiz of three questions out of one, the right answer not always in the same place."""
     head, *folds = re.split(r"(?=^:::\{dropdown\})", question.split("**Question 1.**")[1], flags=re.MULTILINE)
