@@ -41,6 +41,9 @@
     'figures without a caption': all('.cell_output img:not(.only-dark)').filter(e => !e.closest('figure')).map(e => e.alt.slice(0, 60)),
     'folds without a name': all('details.hide').filter(e => e.querySelector('.collapsed').innerText === 'Show the code').map(e => e.querySelector('pre')?.textContent.slice(0, 60)),
     without_alt: all('img').filter(e => !e.alt.trim() && !e.closest('.thumbnail')).map(e => e.src),
+    squeezed: all('img').filter(e => e.checkVisibility() && e.naturalWidth && getComputedStyle(e).objectFit === 'fill' && e.clientHeight > 20
+      && Math.abs(e.clientWidth / e.clientHeight / (e.naturalWidth / e.naturalHeight) - 1) > 0.05).map(e => e.src.slice(-60)),
+    'hidden captions': all('figcaption').filter(e => !e.checkVisibility()).map(e => e.textContent.slice(0, 60)),
     broken_images: [...document.images].filter(e => e.complete && !e.naturalWidth).map(e => e.src),
     eager: all('img').slice(1).filter(e => e.loading !== 'lazy').map(e => e.src.slice(-60)),
     ids: [...document.querySelectorAll('[id]')].map(e => e.id),
