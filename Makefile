@@ -66,6 +66,7 @@ book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build
 
 # The e-book has its formulas as MathML; the PDF is printed from the site by the browser that the tests use.
 paper: $(SITE)  ## The whole book as _build/paper/ddim-book.epub and ddim-book.pdf
+	rm -rf _build/epub _build/paper
 	$(BIN)/jupyter-book build . --all --builder custom --custom-builder epub
 	mkdir -p _build/paper
 	cp _build/epub/ddim-book.epub _build/paper/

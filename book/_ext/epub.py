@@ -1,12 +1,13 @@
 """The e-book (`make paper`): the text in Sphinx's own plain pages, for e-book readers have their own ways with everything else.
 
-Its pages are XML, so what browsers forgive is put right; there are no scripts, no addresses of a first edition and no error page.
+Its pages are XML, so what browsers forgive is put right; no scripts, no addresses of the first edition, no error page.
 """
 
 from bs4 import BeautifulSoup
 
 STYLES = {"pygments.css", "epub.css", "ebook.css"}
 OF_THE_SITE = "script, noscript, button, input, select, output, canvas, form, a.headerlink, .pst-js-only, .frames"
+DOUBLE = "summary .expanded"  # "Hide the code", beside "Show the code"
 
 
 def leave_the_site_out(app):
@@ -21,8 +22,10 @@ def leave_the_site_out(app):
 
 def as_xml(body: str) -> str:
     page = BeautifulSoup(body, "html.parser")
-    for unwanted in page.select(OF_THE_SITE):
+    for unwanted in page.select(f"{OF_THE_SITE}, {DOUBLE}"):
         unwanted.decompose()
+    for link in page.select('a[href$=".mjs"]'):  # of the page Try it, which runs on the site alone
+        link.unwrap()
     return page.decode(formatter="minimal")
 
 

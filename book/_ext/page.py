@@ -73,8 +73,19 @@ def prepare_images(app, body: str) -> str:
 
 # Roles that are deprecated, or that what they stand on has not; a name that hides what a fold says is in it; heads of table
 # columns without a word.
-MEANINGLESS = re.compile(r' role="(?:doc-biblioentry|doc-backlink|list)"|(?<=<summary) aria-label="Toggle hidden content"')
+MEANINGLESS = re.compile(
+    r' role="(?:doc-biblioentry|doc-backlink|list)"|(?<=<summary) aria-label="Toggle hidden content"'
+)
 EMPTY_HEAD = re.compile(r'<th class="head([^"]*)">\s*(?:<p>\s*</p>\s*)?</th>')
+
+
+# Names in code may be broken between their parts: in the narrow column of a table they would be broken anywhere.
+CODE = re.compile(r'(?<=<span class="pre">)[^<]+(?=</span>)')
+PART = re.compile(r"(?<=\w[._(=])(?=\w)")
+
+
+def let_code_break(body: str) -> str:
+    return CODE.sub(lambda code: PART.sub("<wbr>", code[0]), body)
 
 
 def mend_for_screen_readers(body: str) -> str:
@@ -94,7 +105,7 @@ def on_page(app, pagename, templatename, context, doctree):
     context["metatags"] = context.get("metatags", "")
     if doctree:
         context["description"] = description(doctree)
-        context["body"] = mend_for_screen_readers(prepare_images(app, context["body"]))
+        context["body"] = let_code_break(mend_for_screen_readers(prepare_images(app, context["body"])))
     context["site_address"] = app.config.html_baseurl
     context["site_path"] = urlsplit(app.config.html_baseurl).path or "/"
     context["root_doc"] = app.config.root_doc

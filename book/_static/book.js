@@ -162,6 +162,14 @@ function setUpPreviews() {
   document.addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
 }
 
+// --- Words that were searched for are marked at the beginning of a word: "eta", but not in "beta".
+
+function markOnlyWords(place) {
+  for (const mark of place.querySelectorAll("span.highlighted")) {
+    if (/[\p{L}\p{N}_]$/u.test(mark.previousSibling?.data ?? "")) mark.replaceWith(...mark.childNodes);
+  }
+}
+
 // --- The cover's moving picture: once, and again by its button; not for those who want no motion.
 
 function setUpCover() {
@@ -179,3 +187,4 @@ matchMedia("print").addEventListener("change", change => (change.matches ? prepa
 letPicturesEnlarge();
 setUpPreviews();
 setUpCover();
+markOnlyWords(document);
