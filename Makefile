@@ -64,14 +64,14 @@ book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build
 	$(BIN)/jupyter-book build . --all -W -n --keep-going
 	@echo "The site is ready: open $(CURDIR)/$(SITE), or type 'make serve'."
 
-# The e-book has its formulas as MathML; the PDF is printed by the browser that the tests use, from the book as one page.
-paper: $(STAMP)  ## The whole book as _build/paper/ddim-book.epub and ddim-book.pdf
+# The e-book has its formulas as MathML; the PDF is printed from the site by the browser that the tests use.
+paper: $(SITE)  ## The whole book as _build/paper/ddim-book.epub and ddim-book.pdf
+	rm -rf _build/epub _build/paper
 	$(BIN)/jupyter-book build . --all --builder custom --custom-builder epub
-	$(BIN)/jupyter-book build . --all --builder custom --custom-builder singlehtml
-	$(BIN)/python tests/ensure_browser.py
 	mkdir -p _build/paper
-	cp _build/epub/*.epub _build/paper/ddim-book.epub
-	$(BIN)/python tools/paper.py _build/singlehtml/index.html _build/paper/ddim-book.pdf
+	cp _build/epub/ddim-book.epub _build/paper/
+	$(BIN)/python tests/ensure_browser.py
+	$(BIN)/python tools/paper.py _build/html _build/paper/ddim-book.pdf
 
 # With two workers, one thread each: more would only contend. A notebook's cells stay on one worker (loadfile).
 test: check $(SITE)  ## Run every check and test: library, notebooks re-executed, the site in a browser

@@ -1,5 +1,9 @@
 // What there is to see on a page, in one visit (tests/test_site.py).
-() => {
+async () => {
+  // Everything is laid out, also what is far from the screen (book.css), and marked (book.js).
+  document.head.append(Object.assign(document.createElement('style'), { textContent: '* { content-visibility: visible !important; }' }));
+  for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
+
   const article = document.querySelector('article') || document.body;
   const all = selector => [...article.querySelectorAll(selector)];
   const texts = root => { const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT), found = [];
@@ -41,6 +45,11 @@
     'figures without a caption': all('.cell_output img:not(.only-dark)').filter(e => !e.closest('figure')).map(e => e.alt.slice(0, 60)),
     'folds without a name': all('details.hide').filter(e => e.querySelector('.collapsed').innerText === 'Show the code').map(e => e.querySelector('pre')?.textContent.slice(0, 60)),
     without_alt: all('img').filter(e => !e.alt.trim() && !e.closest('.thumbnail')).map(e => e.src),
+    squeezed: all('img').filter(e => e.checkVisibility() && e.naturalWidth && getComputedStyle(e).objectFit === 'fill' && e.clientHeight > 20
+      && Math.abs(e.clientWidth / e.clientHeight / (e.naturalWidth / e.naturalHeight) - 1) > 0.05).map(e => e.src.slice(-60)),
+    captions: all('figcaption').length,
+    'misnamed folds': all('summary[aria-label]').map(e => e.textContent.trim()),
+    'hidden captions': all('figcaption').filter(e => !e.checkVisibility()).map(e => e.textContent.slice(0, 60)),
     broken_images: [...document.images].filter(e => e.complete && !e.naturalWidth).map(e => e.src),
     eager: all('img').slice(1).filter(e => e.loading !== 'lazy').map(e => e.src.slice(-60)),
     ids: [...document.querySelectorAll('[id]')].map(e => e.id),

@@ -148,7 +148,7 @@ def on_phone(browser, origin, pages):
 def narrow(browser, origin, pages):
     """By how many pixels each page is too wide for the smallest phone, 320 pixels."""
     visitor = Visitor(browser, origin, {"width": 320, "height": 600})
-    yield {page: visitor.open(page).evaluate("document.documentElement.scrollWidth - innerWidth") for page in pages}
+    yield {page: visitor.open(page).evaluate(LOOK)["overflow"] for page in pages}
     visitor.context.close()
 
 
@@ -197,6 +197,9 @@ def test_nothing_is_wider_than_a_phone(on_phone, narrow):
 
 def test_every_picture_shows_and_is_described(on_phone):
     seen, _ = on_phone
+    assert not offenders(seen, "squeezed")
+    assert not offenders(seen, "hidden captions")
+    assert sum(facts["captions"] for facts in seen.values()) > 100
     assert not offenders(seen, "without_alt")
     assert not offenders(seen, "broken_images")
 
@@ -214,6 +217,18 @@ def test_every_internal_link_leads_somewhere(on_phone, origin):
             if not (SITE / path).exists() or (known and anchor and unquote(anchor) not in known["ids"]):
                 dead.add(f"{page}: {link}")
     assert not dead
+
+
+def test_no_list_of_references_is_empty(chapters):
+    for page in chapters:
+        html = (SITE / page).read_text(encoding="utf-8")
+        assert ('id="references"' in html) == ('class="citation"' in html), page
+
+
+def test_folds_are_called_what_is_in_them(on_phone):
+    """No name for screen readers hides the words on the fold."""
+    seen, _ = on_phone
+    assert not offenders(seen, "misnamed folds")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -415,6 +430,45 @@ def test_search_finds_the_chapter_first(browser, origin, query, first):
     assert not [text for text in excerpts if re.search(r"\\[a-z]+|\$", text)], "TeX in an excerpt"
     assert not visitor.strangers + visitor.errors
     visitor.context.close()
+
+
+def test_found_words_are_marked_where_a_word_begins(browser, origin):
+    """Sphinx would mark "eta" in "beta": among the results, and on the page that they lead to."""
+    visitor = Visitor(browser, origin, LAPTOP)
+    tab = visitor.open("search.html?q=eta")
+    tab.wait_for_function("document.querySelectorAll('#search-results li p.context').length > 20")
+    inside = """() => [...document.querySelectorAll("span.highlighted")]
+      .map(e => (e.previousSibling?.data || "").slice(-1) + e.innerText)"""
+    marked = tab.evaluate(inside)
+    assert len(marked) > 5
+    assert not [text for text in marked if text.lower() != "eta" and text[0].isalnum()]
+    tab.locator("#search-results a[href*='02-ddpm']").first.click()
+    tab.wait_for_url("**/02-ddpm.html*")
+    tab.wait_for_load_state()
+    assert not [text for text in tab.evaluate(inside) if text.lower() != "eta" and text[0].isalnum()]
+    visitor.context.close()
+
+
+def test_a_page_is_laid_out_as_far_as_it_is_seen(browser, origin, chapters):
+    """A chapter has tens of thousands of elements; a phone that laid them all out at once would not answer for seconds."""
+    visitor = Visitor(browser, origin, PHONE)
+    for page in ("book/02-ddpm.html", "book/04-ddim-derivation.html"):
+        tab = visitor.open(page)
+        shown = "e => e.checkVisibility({contentVisibilityAuto: true})"
+        formulas = tab.locator("article .math").evaluate_all(f"all => all.map({shown})")
+        assert formulas.count(False) > formulas.count(True), page
+        boxes = "pre, .formula, .output.text_html, .pst-scrollable-table-container"
+        tab.locator(f"article :is({boxes})").last.scroll_into_view_if_needed()
+        tab.wait_for_function(f"""() => [...document.querySelectorAll('article :is({boxes})')].filter({shown})
+            .every(e => e.classList.contains('scrolls') == (e.scrollWidth > e.clientWidth + 1))""")
+    assert not visitor.errors
+    visitor.context.close()
+
+
+def test_no_script_is_waited_for(chapters):
+    for page in chapters:
+        head = (SITE / page).read_text(encoding="utf-8").split("<body")[0]
+        assert not [tag for tag in re.findall(r"<script[^>]*\bsrc=[^>]*>", head) if "defer" not in tag], page
 
 
 def test_maths_and_search_work_straight_from_the_disk(browser, chapters):

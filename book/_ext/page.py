@@ -10,8 +10,10 @@ from PIL import Image
 from twins import with_twin
 
 # The theme and its companions bring these to every page; nothing here uses them.
-UNUSED = re.compile(r"thebe|design-tabs", re.IGNORECASE)
+UNUSED = re.compile(r"thebe|design-tabs|_OPTIONS\.(?:pagename|search)", re.IGNORECASE)
 IMAGE = re.compile(r'<img\b(?![^>]*\bloading=)([^>]*?\bsrc="(?!data:)([^"]+)"[^>]*)>')
+# MyST-NB writes a figure's size as a style, which no style sheet overrules: on a phone it would be squeezed, not scaled.
+FIXED_SIZE = re.compile(r' style="width: (\d+)px; height: (\d+)px;"')
 RASTER = {".png", ".jpg", ".jpeg", ".webp"}
 SENTENCE = re.compile(r"(?<=[.?!])\s+")
 
@@ -48,13 +50,15 @@ def prepare_images(app, body: str) -> str:
         nonlocal first
         attributes, name = found[1].rstrip(" /"), found[2].rsplit("/", 1)[-1]
         lazily, first = "" if first else ' loading="lazy"', False
-        image = f'<img{attributes}{lazily} decoding="async">'
-        if pair := with_twin(app, name, image):
+        # Of twins, both lazily: then the one that is not shown is not fetched.
+        if pair := with_twin(app, name, f'<img{FIXED_SIZE.sub("", attributes)} loading="lazy" decoding="async">'):
             return pair
+        attributes = FIXED_SIZE.sub(r' width="\1" height="\2"', attributes)
+        image = f'<img{attributes}{lazily} decoding="async">'
         path = sources.get(name)
         if path and path.suffix in RASTER:
             width, height, white = paper(path)
-            if not re.search(r"\b(width|height)[=:]", attributes):
+            if not re.search(r"\b(width|height)=", attributes):
                 image = image.replace("<img", f'<img width="{width}" height="{height}"', 1)
             if white:
                 image = (
@@ -67,9 +71,21 @@ def prepare_images(app, body: str) -> str:
     return IMAGE.sub(prepared, body)
 
 
-# Roles that are deprecated, or that what they stand on has not; and heads of table columns without a word.
-MEANINGLESS = re.compile(r' role="(?:doc-biblioentry|doc-backlink|list)"')
+# Roles that are deprecated, or that what they stand on has not; a name that hides what a fold says is in it; heads of table
+# columns without a word.
+MEANINGLESS = re.compile(
+    r' role="(?:doc-biblioentry|doc-backlink|list)"|(?<=<summary) aria-label="Toggle hidden content"'
+)
 EMPTY_HEAD = re.compile(r'<th class="head([^"]*)">\s*(?:<p>\s*</p>\s*)?</th>')
+
+
+# Names in code may be broken between their parts: in the narrow column of a table they would be broken anywhere.
+CODE = re.compile(r'(?<=<span class="pre">)[^<]+(?=</span>)')
+PART = re.compile(r"(?<=\w[._(=])(?=\w)")
+
+
+def let_code_break(body: str) -> str:
+    return CODE.sub(lambda code: PART.sub("<wbr>", code[0]), body)
 
 
 def mend_for_screen_readers(body: str) -> str:
@@ -77,15 +93,19 @@ def mend_for_screen_readers(body: str) -> str:
 
 
 def on_page(app, pagename, templatename, context, doctree):
-    if app.builder.format != "html":
+    if app.builder.name != "html":
         return
     for kind in ("script_files", "css_files"):
         files = {(str(file.filename), file.attributes.get("body")): file for file in context[kind]}  # each once
         context[kind] = [file for names, file in files.items() if not UNUSED.search(" ".join(map(str, names)))]
+    if pagename != "search":  # no script is waited for; the search page's own ones run at once, and need Sphinx's
+        for file in context["script_files"]:
+            if not file.attributes.get("body"):
+                file.attributes["defer"] = "defer"
     context["metatags"] = context.get("metatags", "")
     if doctree:
         context["description"] = description(doctree)
-        context["body"] = mend_for_screen_readers(prepare_images(app, context["body"]))
+        context["body"] = let_code_break(mend_for_screen_readers(prepare_images(app, context["body"])))
     context["site_address"] = app.config.html_baseurl
     context["site_path"] = urlsplit(app.config.html_baseurl).path or "/"
     context["root_doc"] = app.config.root_doc

@@ -8,21 +8,35 @@ const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
 const KINDS = { ".formula": "Formula", pre: "Code", ".pst-scrollable-table-container, .output.text_html": "Table" };
 
-function markScrollable() {
-  for (const [selector, kind] of Object.entries(KINDS)) {
-    for (const box of document.querySelectorAll(`.bd-article :is(${selector})`)) {
-      const scrolls = box.scrollWidth > box.clientWidth + 1;
-      box.classList.toggle("scrolls", scrolls);
-      if (scrolls) {
-        box.tabIndex = 0;
-        box.setAttribute("role", "group");
-        box.setAttribute("aria-label", `${kind}, scrolls sideways`);
-      } else {
-        for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
-      }
+function mark(box) {
+  const scrolls = box.scrollWidth > box.clientWidth + 1;
+  return () => {
+    if (scrolls === box.classList.contains("scrolls")) return;
+    box.classList.toggle("scrolls", scrolls);
+    if (!scrolls) for (const name of ["tabindex", "role", "aria-label"]) box.removeAttribute(name);
+    else {
+      box.tabIndex = 0;
+      box.setAttribute("role", "group");
+      box.setAttribute("aria-label", `${Object.entries(KINDS).find(([selector]) => box.matches(selector))[1]}, scrolls sideways`);
     }
+  };
+}
+
+// As soon as it is laid out, and again when its size or that of what is in it changes: first all are measured, then all marked.
+function markScrollable() {
+  const boxes = `.bd-article :is(${Object.keys(KINDS).join()})`;
+  const watch = new ResizeObserver(sizes => {
+    const changed = new Set(sizes.map(size => size.target.closest(boxes)));
+    for (const write of [...changed].map(mark)) write();
+  });
+  for (const box of document.querySelectorAll(boxes)) {
+    watch.observe(box);
+    if (box.firstElementChild) watch.observe(box.firstElementChild);
   }
 }
+
+// The theme does the same when everything is loaded: box by box, measuring each anew after marking the one before. Not here.
+addEventListener("load", event => event.stopImmediatePropagation());
 
 // --- Paper is white, and nothing that was folded is missing from it.
 
@@ -148,6 +162,14 @@ function setUpPreviews() {
   document.addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
 }
 
+// --- Words that were searched for are marked at the beginning of a word: "eta", but not in "beta".
+
+function markOnlyWords(place) {
+  for (const mark of place.querySelectorAll("span.highlighted")) {
+    if (/[\p{L}\p{N}_]$/u.test(mark.previousSibling?.data ?? "")) mark.replaceWith(...mark.childNodes);
+  }
+}
+
 // --- The cover's moving picture: once, and again by its button; not for those who want no motion.
 
 function setUpCover() {
@@ -159,11 +181,10 @@ function setUpCover() {
 }
 
 markScrollable();
-addEventListener("resize", markScrollable);
-document.fonts?.ready.then(markScrollable);
 addEventListener("beforeprint", prepareForPaper);
 addEventListener("afterprint", backToScreen);
 matchMedia("print").addEventListener("change", change => (change.matches ? prepareForPaper() : backToScreen()));
 letPicturesEnlarge();
 setUpPreviews();
 setUpCover();
+markOnlyWords(document);

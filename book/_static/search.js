@@ -16,3 +16,8 @@ Search.htmlToText = (html, anchor) => {
   for (const extra of page.querySelectorAll(".katex-html, .eqno, .highlight, .article-header-buttons, nav, footer, button")) extra.remove();
   return textOf(page.documentElement.outerHTML, anchor);
 };
+
+document.addEventListener("DOMContentLoaded", () => {
+  const results = document.getElementById("search-results");
+  new MutationObserver(() => markOnlyWords(results)).observe(results, { childList: true, subtree: true });
+});
