@@ -144,7 +144,7 @@ def slerp_lerp() -> Figure:
         lengths = [half.flatten(1).norm(dim=1).mean() / 28 for half in x_T.chunk(2)]
         return x_0, f"length of the latent: {lengths[0]:.2f} above, {lengths[1]:.2f} below (true noise: 1)"
 
-    return Figure([Slider("labels", list(denoisers), 0), Slider("weight w", [f"{w:.2f}" for w in weights], 12)], draw)
+    return Figure([Slider("labels", list(denoisers), 0), Slider("weight u", [f"{w:.2f}" for w in weights], 12)], draw)
 
 
 def round_trip() -> Figure:
