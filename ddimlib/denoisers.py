@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ddimlib.arguments import KindError, check_as_many, check_finite, check_floats, check_labels, check_number, describe
 from ddimlib.schedule import NoiseSchedule
+from ddimlib.timesteps import Steps, check_timesteps
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """eps = model(x, t): x [B, C, H, W], t int64 [B] in 1..T, eps of x's shape."""
@@ -49,12 +50,6 @@ def check_model(model: Any, schedule: Any) -> None:
         raise ValueError(f"this model was made for {own}, but it is used with {schedule}; pass model.schedule")
 
 
-def check_start(model: Any, schedule: NoiseSchedule, t: int) -> None:
-    """Raise ValueError when a walk cannot start at t, since ᾱ_t = 0 and the network predicts neither v nor x_0."""
-    if said_by(model, "prediction") not in ("v", "x0"):
-        schedule.check_noise_is_known(t)
-
-
 class Asked:
     """ε = model(x, t) with one t for the whole batch, as every sampler asks.
 
@@ -88,16 +83,17 @@ class Asked:
         given = x if self.dtype is None or self.dtype == x.dtype else x.to(self.dtype)
         if given is x and (self.copies or x.is_inference()):
             given = x.clone()
-        before = _version(given)
+        counts = not given.is_inference()  # tensors made in inference mode do not count their changes
+        before = given._version if counts else 0
         borrowed: list[Any] = []
         try:
             _borrow(self.modes, borrowed)
             with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-                eps = self.model(given, torch.full((len(x),), t, dtype=torch.int64, device=x.device))
+                eps = self.model(given, torch.full((x.size(0),), t, dtype=torch.int64, device=x.device))
         finally:
             if borrowed:
                 _give_back(borrowed)
-        changed = _version(given) != before
+        changed = counts and given._version != before
         if given is x and changed:
             raise RuntimeError(f"the network changed its input in place at t = {t}, but not before; give it a copy")
         self.copies = self.copies and changed
@@ -116,13 +112,21 @@ class Asked:
         return eps if eps.dtype == x.dtype else eps.to(x.dtype)
 
 
+def begin(
+    model: Denoiser, schedule: NoiseSchedule, x: Tensor, steps: Steps | None, differentiable: bool
+) -> tuple[Asked, list[int]]:
+    """What every walk begins with: the network to be asked, and the timesteps, None standing for all of them."""
+    check_model(model, schedule)
+    asked = Asked(model, x, differentiable)
+    visited = check_timesteps(schedule.T, schedule.T if steps is None else steps)
+    if said_by(model, "prediction") not in ("v", "x0"):  # they know x_0 where ᾱ_t = 0
+        schedule.check_noise_is_known(visited[0])
+    return asked, visited
+
+
 def predict_noise(model: Denoiser, x: Tensor, t: int) -> Tensor:
     """ε = model(x, t) with one t for the batch, once, as samplers ask: see :class:`Asked`."""
     return Asked(model, x)(x, t)
-
-
-def _version(x: Tensor) -> int:
-    return -1 if x.is_inference() else x._version
 
 
 class _ModeElsewhere:

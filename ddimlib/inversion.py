@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from ddimlib.arguments import check_images, check_int
-from ddimlib.denoisers import Asked, Denoiser, check_model
+from ddimlib.denoisers import Denoiser, begin
 from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.timesteps import Steps, check_timesteps
+from ddimlib.timesteps import Steps
 
 
 def invert(
@@ -42,9 +42,7 @@ def invert(
         NaN from the network is passed on.
     """
     check_images("x_0", x_0)
-    check_model(model, schedule)
-    asked = Asked(model, x_0, differentiable)
-    steps = check_timesteps(schedule.T, steps)
+    asked, steps = begin(model, schedule, x_0, steps, differentiable)
     schedule.check_noise_is_known(steps[0])
     iterations = check_int("iterations", iterations, 0, fix="0 is the explicit inverse")
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ddimlib.denoisers import Asked, Denoiser, check_model
+from ddimlib.denoisers import Denoiser, begin
 from ddimlib.samplers import ddim_step
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.timesteps import Steps, check_timesteps
+from ddimlib.timesteps import Steps
 
 
 def ddim_ab2(
@@ -27,9 +27,7 @@ def ddim_ab2(
 
     Arguments, states and errors as for :func:`ddimlib.ddim`; nothing is drawn, and no step may begin at ᾱ_T = 0.
     """
-    check_model(model, schedule)
-    asked = Asked(model, x_T, differentiable)
-    steps = check_timesteps(schedule.T, steps)
+    asked, steps = begin(model, schedule, x_T, steps, differentiable)
     schedule.check_noise_is_known(steps[0])
     s = ((1 - schedule.alpha_bar) / schedule.alpha_bar).sqrt().tolist()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ddimlib.arguments import KindError, check_finite, check_int, check_labels, check_number, check_pair, describe
-from ddimlib.denoisers import Asked, Denoiser, Labels, check_guidance, check_model, check_start, conditioned, said_by
+from ddimlib.denoisers import Denoiser, Labels, begin, check_guidance, check_model, conditioned, said_by
 from ddimlib.latents import Noise, SeededNoise, noise_source
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.timesteps import Spacing, Steps, check_timesteps
@@ -128,12 +128,9 @@ def ddim(
     Returns:
         An iterator of S states, the last of which is x_0. A ValueError comes before the first evaluation.
     """
-    check_model(model, schedule)
-    asked = Asked(model, x_T, differentiable)
-    steps = check_timesteps(schedule.T, steps)
+    asked, steps = begin(model, schedule, x_T, steps, differentiable)
     ddim_sigma(schedule, steps[0], 0, eta)
     check_clip(clip)
-    check_start(model, schedule, steps[0])
     draw = noise_source(noise, x_T, len(steps))
 
     def walk() -> Iterator[Tensor]:
@@ -155,16 +152,14 @@ def ddpm(
 
     Arguments, states and errors as in :func:`ddim`; a noise tensor is [T, B, C, H, W], `variance` as in :func:`ddpm_step`.
     """
-    check_model(model, schedule)
-    asked = Asked(model, x_T, differentiable)
+    asked, steps = begin(model, schedule, x_T, None, differentiable)
     _check_variance(variance)
     check_clip(clip)
-    check_start(model, schedule, schedule.T)
-    draw = noise_source(noise, x_T, schedule.T)
+    draw = noise_source(noise, x_T, len(steps))
 
     def walk() -> Iterator[Tensor]:
         x = asked.start
-        for i, t in enumerate(range(schedule.T, 0, -1)):
+        for i, t in enumerate(steps):
             eps = asked(x, t)
             x = ddpm_step(schedule, x, eps, t, draw(i, x) if t > 1 else None, clip, variance)
             yield x
