@@ -735,6 +735,7 @@ FILES = {
     "no-notebook": (b'{"a": 1}', "damaged"),
     "nested": (b'{"cells": ' + b"[" * 10**6, "damaged"),
     "huge": (b" " * (21 * 2**20), "21 MB"),
+    "much-code": (nbformat.writes(with_cell("x = 1\n" * 40_000)).encode(), "characters of code"),
     "another-notebook": (
         nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])).encode(),
         "none of",
