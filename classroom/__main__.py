@@ -148,8 +148,7 @@ def grade_all(folder: Path, out: Path, options: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
                 sandbox.close()  # ends what is running, so that nobody has to wait for it
-                print("\nInterrupted. What is graded is kept; the same command goes on from there.")
-                return 130
+                raise
         level = sandbox.level
     done.sort(key=lambda entry: (entry[0], str(entry[1].path)))
     try:
@@ -273,7 +272,11 @@ def main(arguments: list[str] | None = None) -> int:
             f"There is no folder {options.submissions}; give the one with what was handed in: make grade SUBMISSIONS=folder"
         )
         return 2
-    return grade_all(options.submissions, options.out, options)
+    try:
+        return grade_all(options.submissions, options.out, options)
+    except KeyboardInterrupt:
+        print("\nInterrupted. What is graded is kept; the same command goes on from there.")
+        return 130
 
 
 if __name__ == "__main__":

@@ -161,4 +161,6 @@ def merged(released: Path, handed_in: list[Cell]) -> nbformat.NotebookNode:
 def _checked(result: dict[str, Any], what: str) -> None:
     if not result["success"]:
         said = result.get("error") or result.get("log") or ""
+        if said.rstrip().endswith("KeyboardInterrupt"):  # nbgrader catches even Ctrl-C
+            raise KeyboardInterrupt
         raise CourseError(f"nbgrader failed at {what}: {said[-1500:]}")

@@ -14,6 +14,9 @@ from typing import Any
 LARGEST = 20 * 2**20
 """Bytes of the largest notebook that is read."""
 
+MOST_CODE = 200_000
+"""Characters of code in a notebook; to parse two million took a minute, and a gigabyte of the grader's memory."""
+
 _CANVAS = re.compile(r"(?P<name>[^_]+)_(?:late_)?(?P<id>\d+)_\d+_.+", re.IGNORECASE)
 _MOODLE = re.compile(r"(?P<name>.+)_(?P<id>\d+)_assignsubmission_file_?")
 _SET = re.compile(r"ps\d+")
@@ -62,12 +65,14 @@ def read_cells(path: Path) -> list[Cell]:
 def parse_cells(data: bytes) -> list[Cell]:
     """The cells of a notebook given as the bytes of its file; errors as in :func:`read_cells`."""
     try:
-        cells = json.loads(data)["cells"]
-        return [_cell(c) for c in cells]
+        cells = [_cell(c) for c in json.loads(data)["cells"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnreadableError(
             "the file is damaged, or no Jupyter notebook (format 4); download it again and open it before handing it in"
         ) from error
+    if sum(len(c.source) for c in cells if c.kind == "code") > MOST_CODE:
+        raise UnreadableError(f"the notebook holds more than {MOST_CODE} characters of code; hand in what you wrote")
+    return cells
 
 
 def _cell(raw: dict[str, Any]) -> Cell:

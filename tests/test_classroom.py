@@ -5,6 +5,7 @@ Each submission is made here, out of the released notebook and the solutions, ch
 
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -734,6 +735,7 @@ FILES = {
     "no-notebook": (b'{"a": 1}', "damaged"),
     "nested": (b'{"cells": ' + b"[" * 10**6, "damaged"),
     "huge": (b" " * (21 * 2**20), "21 MB"),
+    "much-code": (nbformat.writes(with_cell("x = 1\n" * 40_000)).encode(), "characters of code"),
     "another-notebook": (
         nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 + 1")])).encode(),
         "none of",
@@ -870,6 +872,45 @@ def test_grading_goes_on_where_it_was_interrupted(classroom, sandbox, capsys):
     assert f"{len(stored) - 2} of {len(stored)} were graded before" in capsys.readouterr().out
     assert (out / "grades.csv").read_text() == before
     assert [p for p in stored if p.stat().st_mtime_ns == times.get(p)] == stored[2:]
+
+
+def test_it_stops_when_told_to_and_goes_on_after_any_end(tmp_path, sandbox):
+    """One submission is graded and another hangs when the signal comes: the first is kept, and nobody waits for the second."""
+    folder, out, scratch = tmp_path / "in", tmp_path / "out", tmp_path / "scratch"
+    folder.mkdir(), scratch.mkdir()
+    nbformat.write(filled("ps3"), folder / "anna.ipynb")
+    nbformat.write(spoilt("while True: pass"), folder / "bert.ipynb")
+    command = [sys.executable, "-m", "classroom", "grade", str(folder), "--out", str(out), "--quiet", "--total", "300"]
+    command += ["--isolation", sandbox.level, "--workers", "2", "--seconds"]
+    environment = os.environ | {"TMPDIR": str(scratch), "PYTHONUNBUFFERED": "1"}
+    for number in (signal.SIGTERM, signal.SIGKILL):  # SIGTERM is made to do what Ctrl-C does
+        process = subprocess.Popen([*command, "250"], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+        if number == signal.SIGTERM:
+            while not list((out / "results").glob("anna*")):
+                assert process.poll() is None
+                time.sleep(0.1)
+        else:
+            assert "1 of 2 were graded before" in process.stdout.readline()
+        process.send_signal(number)
+        text, _ = process.communicate(timeout=200)
+        if number == signal.SIGKILL:
+            assert process.returncode == -number
+        else:
+            assert process.returncode == 130
+            assert "Interrupted. What is graded is kept" in text
+            assert list(scratch.glob("grading-*")) == []
+    assert len(list((out / "results").iterdir())) == 1
+    finish = [*command, "6"]
+    assert subprocess.run(finish, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL).returncode == 0
+    rows = {row["Student"]: row for row in rows_of(out / "grades.csv")}
+    assert (rows["anna"]["ps3"], rows["bert"]["ps1"]) == ("20", "23")
+
+
+def test_ctrl_c_in_the_gradebook_is_no_error_of_nbgraders():
+    from classroom.course import _checked
+
+    with pytest.raises(KeyboardInterrupt):
+        _checked({"success": False, "error": "Traceback (most recent call last):\n  …\nKeyboardInterrupt\n"}, "")
 
 
 def test_points_given_by_hand_are_kept_and_counted(classroom, sandbox):
