@@ -440,10 +440,10 @@ def test_found_words_are_marked_where_a_word_begins(browser, origin):
     inside = """() => [...document.querySelectorAll("span.highlighted")]
       .map(e => (e.previousSibling?.data || "").slice(-1) + e.innerText)"""
     marked = tab.evaluate(inside)
-    assert len(marked) > 5
+    assert marked
     assert not [text for text in marked if text.lower() != "eta" and text[0].isalnum()]
-    tab.locator("#search-results a[href*='02-ddpm']").first.click()
-    tab.wait_for_url("**/02-ddpm.html*")
+    tab.locator("#search-results a[href*='04-ddim']").first.click()
+    tab.wait_for_url("**/04-ddim-derivation.html*")
     tab.wait_for_load_state()
     assert not [text for text in tab.evaluate(inside) if text.lower() != "eta" and text[0].isalnum()]
     visitor.context.close()

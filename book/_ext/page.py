@@ -98,10 +98,13 @@ def on_page(app, pagename, templatename, context, doctree):
     for kind in ("script_files", "css_files"):
         files = {(str(file.filename), file.attributes.get("body")): file for file in context[kind]}  # each once
         context[kind] = [file for names, file in files.items() if not UNUSED.search(" ".join(map(str, names)))]
-    if pagename != "search":  # no script is waited for; the search page's own ones run at once, and need Sphinx's
+    for file in context["script_files"]:  # no script is waited for
+        if not file.attributes.get("body"):
+            file.attributes["defer"] = "defer"
+    if pagename == "search":  # its own scripts run at once, and need Sphinx's
         for file in context["script_files"]:
-            if not file.attributes.get("body"):
-                file.attributes["defer"] = "defer"
+            if not str(file.filename).endswith("book.js"):
+                file.attributes.pop("defer", None)
     context["metatags"] = context.get("metatags", "")
     if doctree:
         context["description"] = description(doctree)

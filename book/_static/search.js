@@ -17,6 +17,18 @@ Search.htmlToText = (html, anchor) => {
   return textOf(page.documentElement.outerHTML, anchor);
 };
 
+// The excerpt begins a little before the first of the words: where a word begins ("eta" is not in "detail"), else at the top of the page.
+Search.makeSearchSummary = (html, words, anchor) => {
+  const text = Search.htmlToText(html, anchor).replace(/\s+/g, " ").trim();
+  if (!text) return null;
+  const places = [...words].map(word => text.search(new RegExp(`(?<![\\p{L}\\p{N}_])${word.replace(/[^\p{L}\p{N}]/gu, "\\$&")}`, "iu")));
+  const start = Math.max(0, Math.min(...places.filter(place => place >= 0), text.length) % text.length - 120);
+  const summary = document.createElement("p");
+  summary.classList.add("context");
+  summary.textContent = `${start ? "…" : ""}${text.slice(start, start + 240).trim()}…`;
+  return summary;
+};
+
 document.addEventListener("DOMContentLoaded", () => {
   const results = document.getElementById("search-results");
   new MutationObserver(() => markOnlyWords(results)).observe(results, { childList: true, subtree: true });
