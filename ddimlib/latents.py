@@ -113,19 +113,19 @@ def noise_source(noise: Any, x_T: Tensor, count: int) -> Callable[[int, Tensor],
 
 
 def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """The straight line from a to b: (1 - w) a + w b.
+    """The straight line from a to b: (1 - u) a + u b.
 
-    Between independent Gaussian latents the norm sags, to √½ of theirs at w = ½ (the book, chapter 8).
+    Between independent Gaussian latents the norm sags, to √½ of theirs at u = ½ (the book, chapter 8).
 
     Args:
         a, b: [B, …], floating point, finite, same shape.
-        weight: w, finite; in [0, 1] between a and b.
+        weight: u, finite; in [0, 1] between a and b.
     """
     return torch.lerp(a, b, _check_path(a, b, weight))
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """The great-circle path: sin((1-w)ω)/sin ω · a + sin(wω)/sin ω · b, ω the angle between a and b, one for each sample.
+    """The great-circle path: sin((1-u)ω)/sin ω · a + sin(uω)/sin ω · b, ω the angle between a and b, one for each sample.
 
     Keeps the norm of two latents of equal norm. Source: Shoemake 1985; Song et al. 2021, appendix D.5; the book, chapter 8.
     Arguments and errors as for :func:`lerp`; a and b must not be 0 (no direction), nor opposite (no unique path).

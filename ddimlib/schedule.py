@@ -154,9 +154,9 @@ class NoiseSchedule:
         check_pair("x_0", x_0, "x_t", x_t)
         t = self.check_time(t, first=1)
         ab, ab_prev, beta = self.alpha_bar[t], self.alpha_bar[t - 1], self.beta[t]
-        c_0 = _like(ab_prev.sqrt() * beta / (1 - ab), x_t)
-        c_t = _like((1 - beta).sqrt() * (1 - ab_prev) / (1 - ab), x_t)
-        return c_0 * x_0 + c_t * x_t, _like(self.posterior_variance(t), x_t)
+        a = _like(ab_prev.sqrt() * beta / (1 - ab), x_t)
+        b = _like((1 - beta).sqrt() * (1 - ab_prev) / (1 - ab), x_t)
+        return a * x_0 + b * x_t, _like(self.posterior_variance(t), x_t)
 
     def posterior_variance(self, t: Time, prev: Time | None = None) -> Tensor:
         """β̃: the variance of q(x_prev | x_t, x_0), (1-ᾱ_prev)/(1-ᾱ_t) · (1 - ᾱ_t/ᾱ_prev), float64; 0 ≤ prev < t ≤ T.
