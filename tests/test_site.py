@@ -438,13 +438,14 @@ def test_found_words_are_marked_where_a_word_begins(browser, origin):
     tab = visitor.open("search.html?q=eta")
     tab.wait_for_function("document.querySelectorAll('#search-results li p.context').length > 20")
     inside = """() => [...document.querySelectorAll("span.highlighted")]
-      .map(e => (e.previousSibling?.data || "").slice(-1) + e.innerText)"""
+      .map(e => (e.previousSibling?.data || "").slice(-1) + e.textContent)"""
     marked = tab.evaluate(inside)
     assert marked
     assert not [text for text in marked if text.lower() != "eta" and text[0].isalnum()]
     tab.locator("#search-results a[href*='04-ddim']").first.click()
     tab.wait_for_url("**/04-ddim-derivation.html*")
-    tab.wait_for_load_state()
+    tab.wait_for_selector("span.highlighted", state="attached")
+    tab.wait_for_timeout(1000)
     assert not [text for text in tab.evaluate(inside) if text.lower() != "eta" and text[0].isalnum()]
     visitor.context.close()
 

@@ -101,7 +101,7 @@ def on_page(app, pagename, templatename, context, doctree):
     for file in context["script_files"]:  # no script is waited for
         if not file.attributes.get("body"):
             file.attributes["defer"] = "defer"
-    if pagename == "search":  # its own scripts run at once, and need Sphinx's
+    if doctree is None:  # search and indexes have scripts of their own that run at once, and need Sphinx's
         for file in context["script_files"]:
             if not str(file.filename).endswith("book.js"):
                 file.attributes.pop("defer", None)

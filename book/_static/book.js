@@ -187,4 +187,4 @@ matchMedia("print").addEventListener("change", change => (change.matches ? prepa
 letPicturesEnlarge();
 setUpPreviews();
 setUpCover();
-markOnlyWords(document);
+setTimeout(markOnlyWords, 50, document); // Sphinx marks after 10 milliseconds
