@@ -229,6 +229,7 @@ def test_folds_are_called_what_is_in_them(on_phone):
     """No name for screen readers hides the words on the fold."""
     seen, _ = on_phone
     assert not offenders(seen, "misnamed folds")
+    assert not offenders(seen, "folds in a row")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

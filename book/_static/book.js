@@ -162,6 +162,14 @@ function setUpPreviews() {
   document.addEventListener("keydown", event => { if (event.key === "Escape") hide(); });
 }
 
+// --- A solution's button is called what it opens; that it opens and closes is said by its state.
+
+function nameButtons() {
+  for (const button of document.querySelectorAll(".toggle-button")) {
+    button.setAttribute("aria-label", button.closest(".admonition-title").textContent.trim());
+  }
+}
+
 // --- Words that were searched for are marked at the beginning of a word: "eta", but not in "beta".
 
 function markOnlyWords(place) {
@@ -187,4 +195,5 @@ matchMedia("print").addEventListener("change", change => (change.matches ? prepa
 letPicturesEnlarge();
 setUpPreviews();
 setUpCover();
+addEventListener("DOMContentLoaded", nameButtons); // every deferred script has made its buttons by then
 setTimeout(markOnlyWords, 50, document); // Sphinx marks after 10 milliseconds
