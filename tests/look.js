@@ -1,9 +1,5 @@
 // What there is to see on a page, in one visit (tests/test_site.py).
-async () => {
-  // Everything is laid out, also what is far from the screen (book.css), and marked (book.js).
-  document.head.append(Object.assign(document.createElement('style'), { textContent: '* { content-visibility: visible !important; }' }));
-  for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
-
+() => {
   const article = document.querySelector('article') || document.body;
   const all = selector => [...article.querySelectorAll(selector)];
   const texts = root => { const walker = document.createTreeWalker(root, NodeFilter.SHOW_TEXT), found = [];

@@ -42,9 +42,10 @@ LOOK = (Path(__file__).parent / "look.js").read_text()  # what there is to see o
 VISIBLE = """selector => [...document.querySelectorAll(selector)]
   .filter(e => e.checkVisibility({visibilityProperty: true})).map(e => e.outerHTML.slice(0, 80))"""
 
-# What is far from the screen is laid out too (book.css), and what scrolls is marked (book.js).
+# What is far from the screen is laid out, too (book.css), and what scrolls is marked (book.js).
 LAY_OUT = """async () => {
-  document.head.append(Object.assign(document.createElement('style'), {textContent: '* {content-visibility: visible !important}'}));
+  const style = Object.assign(document.createElement('style'), {textContent: '* {content-visibility: visible !important}'});
+  document.head.append(style);
   for (let frame = 0; frame < 3; frame++) await new Promise(requestAnimationFrame);
 }"""
 
@@ -128,6 +129,11 @@ class Visitor:
         self.tab.goto(f"{self.origin}/{page}", wait_until="load")
         return self.tab
 
+    def lay_out(self, page):
+        """Open a page, all of which is to be looked at."""
+        self.open(page).evaluate(LAY_OUT)
+        return self.tab
+
 
 @pytest.fixture(scope="module")
 def pages(origin):
@@ -146,7 +152,7 @@ def chapters(pages):
 def on_phone(browser, origin, pages):
     """What a visitor with a phone saw on every page, and the visitor."""
     visitor = Visitor(browser, origin, PHONE)
-    yield {page: visitor.open(page).evaluate(LOOK) for page in pages}, visitor
+    yield {page: visitor.lay_out(page).evaluate(LOOK) for page in pages}, visitor
     visitor.context.close()
 
 
@@ -154,7 +160,7 @@ def on_phone(browser, origin, pages):
 def narrow(browser, origin, pages):
     """By how many pixels each page is too wide for the smallest phone, 320 pixels."""
     visitor = Visitor(browser, origin, {"width": 320, "height": 600})
-    yield {page: visitor.open(page).evaluate(LOOK)["overflow"] for page in pages}
+    yield {page: visitor.lay_out(page).evaluate(LOOK)["overflow"] for page in pages}
     visitor.context.close()
 
 
@@ -243,8 +249,7 @@ def test_axe_finds_nothing(browser, origin, pages, scheme):
     """Every rule in light; in dark only that about contrast, on which nothing else depends."""
     visitor, faults = Visitor(browser, origin, LAPTOP, scheme), {}
     for page in pages:
-        tab = visitor.open(page)
-        tab.evaluate(LAY_OUT)
+        tab = visitor.lay_out(page)
         tab.evaluate(AXE)
         if found := tab.evaluate(JUDGE, {} if scheme == "light" else {"runOnly": ["color-contrast"]}):
             faults[page] = found
