@@ -32,9 +32,8 @@ class OneFold(SphinxPostTransform):
 
 
 def can_take(following: nodes.container, cell: nodes.container) -> bool:
-    """Whether the code of `cell` can stand in the fold of the next one, which must not fold outputs away with it."""
-    folds_code = following.get("hide_mode") == "input" or not has_output(following)
-    return following.get("prompt_show") == cell["prompt_show"] and folds_code
+    """Whether the code of `cell` can stand with that of the next one, which must be folded, too."""
+    return following.get("prompt_show") == cell["prompt_show"] and following.get("hide_mode") in ("input", "all")
 
 
 def name_of(cell: nodes.container) -> str:
