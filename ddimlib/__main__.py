@@ -147,15 +147,12 @@ class Train(Command):
                 raise ValueError(f"--start-from brings its network with it; leave {', '.join(given)} out")
             images = with_channels(images, start[0].image_shape[0])
         _, channels, height, width = images.shape
-        network = (
-            base
-            | given
-            | {
-                "channels": channels,
-                "image_size": width if height == width else (height, width),
-                "num_classes": None if labels is None else int(labels.max()) + 1,
-            }
-        )
+        of_the_data = {
+            "channels": channels,
+            "image_size": width if height == width else (height, width),
+            "num_classes": None if labels is None else int(labels.max()) + 1,
+        }
+        network = base | given | of_the_data
         fresh = self.schedule or ("linear" if start is None else None)
         schedule = getattr(NoiseSchedule, fresh)() if fresh else start[1]  # type: ignore[index]
         torch.manual_seed(self.training.seed)

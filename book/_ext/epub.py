@@ -7,7 +7,7 @@ from bs4 import BeautifulSoup
 
 STYLES = {"pygments.css", "epub.css", "ebook.css"}
 OF_THE_SITE = "script, noscript, button, input, select, output, canvas, form, a.headerlink, .pst-js-only, .frames"
-DOUBLE = "summary .expanded"  # "Hide the code", beside "Show the code"
+OF_THE_SITE += ", summary .expanded"  # "Hide the code", beside "Show the code"
 
 
 def leave_the_site_out(app):
@@ -22,7 +22,7 @@ def leave_the_site_out(app):
 
 def as_xml(body: str) -> str:
     page = BeautifulSoup(body, "html.parser")
-    for unwanted in page.select(f"{OF_THE_SITE}, {DOUBLE}"):
+    for unwanted in page.select(OF_THE_SITE):
         unwanted.decompose()
     for link in page.select('a[href$=".mjs"]'):  # of the page Try it, which runs on the site alone
         link.unwrap()

@@ -19,8 +19,7 @@ class OneFold(SphinxPostTransform):
         for cell in cells:
             if cell.get("prompt_show") != self.config.nb_code_prompt_show:
                 continue
-            found = names.pop(cell, [])
-            found += [name_of(cell)] * (name_of(cell) not in found)
+            found = list(dict.fromkeys([*names.pop(cell, []), name_of(cell)]))
             following = cell.next_node(siblings=True, descend=False)
             if not has_output(cell) and following in cells and can_take(following, cell):
                 source_of(following).insert(0, source_of(cell).children)

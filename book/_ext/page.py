@@ -98,13 +98,12 @@ def on_page(app, pagename, templatename, context, doctree):
     for kind in ("script_files", "css_files"):
         files = {(str(file.filename), file.attributes.get("body")): file for file in context[kind]}  # each once
         context[kind] = [file for names, file in files.items() if not UNUSED.search(" ".join(map(str, names)))]
-    for file in context["script_files"]:  # no script is waited for
-        if not file.attributes.get("body"):
-            file.attributes["defer"] = "defer"
-    if doctree is None:  # search and indexes have scripts of their own that run at once, and need Sphinx's
-        for file in context["script_files"]:
-            if not str(file.filename).endswith("book.js"):
-                file.attributes.pop("defer", None)
+    for file in context["script_files"]:
+        if doctree is None and not str(file.filename).endswith("book.js"):
+            # search and indexes have scripts of their own that run at once, and need Sphinx's
+            file.attributes.pop("defer", None)
+        elif not file.attributes.get("body"):
+            file.attributes["defer"] = "defer"  # no script is waited for
     context["metatags"] = context.get("metatags", "")
     if doctree:
         context["description"] = description(doctree)
