@@ -32,23 +32,26 @@ TRAIN ?=
 OPTIONS =
 EPOCHS ?=
 EVAL ?=
-# Images a row of the tables of quality, of steps and spacings, and of S and eta; of the round trips.
+# Images a row of the tables of quality, of steps and spacings, of S and eta, of eta with many steps; of the round trips.
 N ?= 5000
 STEPS_N ?= 500
-ETA_N ?= 400
+ETA_N ?= 5000
+LONG_N ?= 400
 IMAGES ?= 10
 BATCH ?= 250
 weights-cifar10: STEPS_N = 1000
 weights-cifar10: STEPS_ETA = 0 1
-weights-cifar10: ETA_N = 5000
 weights-cifar10: ETA_STEPS = 10 20 50 100
+weights-cifar10: ETA_AGAIN = 0 1
 weights-cifar10: IMAGES = 100
 weights-cifar10: BATCH = 1000
 weights-cifar10: QUALITY = 10 20 50 100
 QUALITY ?= 10 50
 STEPS_ETA ?= 0
 STEPS ?= 10 20 50 100 250 1000
-ETA_STEPS ?= 10 20 50 100 1000
+ETA_STEPS ?= 10 20 50
+ETA_AGAIN ?= 0 0.2 0.5 1 hat
+LONG_STEPS ?= 50 100 1000
 RECONSTRUCTION_STEPS ?= 10 20 50 100 200 500 1000
 SPACING_STEPS ?= 10 20
 GUIDANCE_STEPS ?= 20 50
@@ -154,9 +157,6 @@ $(RUNS)/%/quality.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safeten
 	mv $(@:.json=.part.json) $@
 
 # Again, from other noise: how far chance reaches.
-weights-mnist weights-fashion: MORE_TABLES = quality-seed-1
-weights-mnist weights-fashion: weights-%: $(RUNS)/%/quality-seed-1.json
-
 $(RUNS)/%/quality-seed-1.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
 	$(EVALUATE) --seed 1 --n $(N) --steps $(QUALITY)
 	mv $(@:.json=.part.json) $@
@@ -170,7 +170,21 @@ $(RUNS)/%/eta.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/eta-seed-1.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --seed 1 --n $(ETA_N) --steps $(ETA_STEPS) --eta 0 1
+	$(EVALUATE) --seed 1 --n $(ETA_N) --steps $(ETA_STEPS) --eta $(ETA_AGAIN)
+	mv $(@:.json=.part.json) $@
+
+# The grey networks' many steps, for which there is no time for as many images; with the largest number, clothes from other noise.
+weights-mnist: MORE_TABLES = eta-seed-1 long
+weights-mnist: $(RUNS)/mnist/eta-seed-1.json $(RUNS)/mnist/long.json
+weights-fashion: MORE_TABLES = eta-seed-1 long long-seed-1
+weights-fashion: $(RUNS)/fashion/eta-seed-1.json $(RUNS)/fashion/long.json $(RUNS)/fashion/long-seed-1.json
+
+$(RUNS)/%/long.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
+	$(EVALUATE) --n $(LONG_N) --steps $(LONG_STEPS) --eta 0 0.2 0.5 1 hat
+	mv $(@:.json=.part.json) $@
+
+$(RUNS)/%/long-seed-1.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
+	$(EVALUATE) --seed 1 --n $(LONG_N) --steps $(lastword $(LONG_STEPS)) --eta 0 0.2 0.5 1
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
