@@ -192,17 +192,19 @@ def without_magics(source: str) -> str:
 def definitions(source: str) -> str:
     """What is run of a cell that is no solution cell: imports, functions, classes, plain values; no plot, no training.
 
-    A cell that is not Python is returned as it is, to fail where it is run.
+    A cell that is not Python, or nested too deep, is returned as it is, to fail where it is run.
     """
+    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     try:
         tree = ast.parse(without_magics(source))
+        tree.body = [
+            node
+            for node in tree.body
+            if isinstance(node, kept) or (isinstance(node, ast.Assign) and _is_plain(node.value))
+        ]
+        return ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    tree.body = [
-        node for node in tree.body if isinstance(node, kept) or (isinstance(node, ast.Assign) and _is_plain(node.value))
-    ]
-    return ast.unparse(tree)
 
 
 def _is_plain(node: ast.expr) -> bool:
