@@ -212,6 +212,7 @@ SLIPS = [
         "α_t in place of ᾱ_t",
     ),
     ("ps1", "jump", "abar[times]", "abar[(times - 1).clamp(min=0)]", {"jump-alike", "jump-each"}, "too early"),
+    ("ps1", "jump", "(1 - a).sqrt()", "(1 - a.sqrt())", {"jump-alike", "jump-each"}, "1 - √ᾱ in place of √(1-ᾱ)"),
     ("ps1", "jump", "abar[times]", "abar[times[:1]].expand(len(times))", {"jump-each"}, "time of the first image"),
     ("ps1", "jump", ".reshape(-1, *[1] * (images.ndim - 1))", "", {"jump-alike", "jump-each"}, "factors of shape [B]"),
     (
@@ -286,6 +287,14 @@ SLIPS = [
     ("ps2", "times", "range(S, 0, -1)", "range(S - 1, -1, -1)", {"times"}, "off by one"),
     ("ps2", "times", "i * T // S", "round(i * T / S)", {"times"}, "rounded, not cut"),
     ("ps2", "times", "i * T // S", "i * T // S - 1", {"times"}, "one time step too early"),
+    (
+        "ps2",
+        "times",
+        "[i * T // S for i in range(S, 0, -1)]",
+        "torch.linspace(T, 1, S).long().tolist()",
+        {"times"},
+        "as of linspace",
+    ),
     ("ps2", "image", "/ a**0.5", "/ a", {"image"}, "ᾱ in place of √ᾱ"),
     ("ps2", "image", "(1 - a) ** 0.5", "(1 - a)", {"image"}, "1 - ᾱ in place of its root"),
     ("ps2", "move", " + (1 - a_to) ** 0.5 * eps", "", {"move"}, "no noise is put back"),
@@ -365,6 +374,16 @@ SLIPS = [
     ("ps3", "trip", ".square().mean().sqrt()", ".abs().mean()", {"trip"}, "mean of the absolute differences"),
     ("ps3", "trip", ".sqrt()", "", {"trip"}, "mean square in place of its root"),
     ("ps3", "trip", ".mean().sqrt()", ".mean((1, 2, 3)).sqrt().mean()", {"trip"}, "and then averaged"),
+    ("ps3", "circle", "(u * a + v * b)", "(v * a + u * b)", {"circle"}, "w and 1 - w exchanged"),
+    (
+        "ps3",
+        "circle",
+        "    return (u * a + v * b) / torch.sin(omega)",
+        "    line = torch.lerp(a, b, w)\n    size = x.norm(dim=1) / line.flatten(1).norm(dim=1)\n"
+        "    return line * size.reshape(omega.shape)",
+        {"circle"},
+        "scaled to the length of a",
+    ),
     ("ps3", "circle", " / (x.norm(dim=1) * y.norm(dim=1))", "", {"circle"}, "no cosine"),
     ("ps3", "edit", "encode(with_label(old)", "encode(with_label(new)", {"edit"}, "the label 3 twice"),
 ]
