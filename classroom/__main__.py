@@ -20,10 +20,12 @@ from tqdm import tqdm
 from classroom import reports
 from classroom.checks import REQUEST_SECONDS, TOTAL_SECONDS, Reference, grade
 from classroom.course import ASSIGNMENTS, RELEASED, ROOT, Course, CourseError, release
+from classroom.isolation import GRADER_MEMORY, limited_memory
 from classroom.notebooks import (
     ProblemSet,
     Submission,
     UnreadableError,
+    left_out,
     problem_sets,
     read_cells,
     submissions,
@@ -113,7 +115,7 @@ def grade_all(folder: Path, out: Path, options: argparse.Namespace) -> int:
         p.read_text() for p in sorted((ROOT / "classroom").glob("*.py"))
     )
 
-    with Sandbox(options.isolation) as sandbox:
+    with limited_memory(GRADER_MEMORY), Sandbox(options.isolation) as sandbox:
         if sandbox.level != "namespaces" and options.isolation == "namespaces":
             print(NO_NAMESPACES.format(level=sandbox.level))
             return 3
@@ -158,6 +160,9 @@ def grade_all(folder: Path, out: Path, options: argparse.Namespace) -> int:
             f"{error}\nIf a problem set was changed after grading had begun, give another --out, or remove {out / 'course'}."
         )
         return 1
+    if others := left_out(folder):
+        names = ", ".join(map(repr, others[:20])) + " …" * (len(others) > 20)
+        print(f"left out, as their names do not end with .ipynb: {names}")
     print(f"Students' code ran at isolation level {level!r} (see the teacher's page).")
     return 0
 
@@ -197,7 +202,16 @@ def write_reports(
             mark = f"{key} {name}"
             if recorded.get(mark) != result["fingerprint"]:
                 failed = {v["grade_id"]: v["message"] for v in result["verdicts"] if v["message"]}
-                course.record(key, sets[name], read_cells(submission.path), failed)
+                try:
+                    course.record(key, sets[name], read_cells(submission.path), failed)
+                except Exception as error:  # of one student's, again
+                    result["message"] = (
+                        f"The gradebook failed ({type(error).__name__}); your teacher will look into it."
+                    )
+                    print(f"{key}, {name}: {error}")
+                    entry["scores"][name], entry["comments"][name] = None, result["message"]
+                    pages.setdefault(key, []).append((result, None))
+                    continue
                 recorded[mark] = result["fingerprint"]
                 reports.write_text(recorded_file, json.dumps(recorded))
             score = course.scores(key, name)

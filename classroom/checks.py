@@ -4,8 +4,12 @@ The checks, hidden ones too, run here, in the grader's process. What they call o
 asked over a connection (:mod:`classroom.sandbox`). So nothing that the student's code does to PyTorch, to `assert` or to
 its own process changes a verdict: it can only answer, and the cases are new each time.
 
-Before a part is checked, the functions of all other parts are replaced, over there, by ones that ask the reference
-solution over here. A wrong early function therefore costs its own points only.
+Before a part is checked, the functions of all earlier parts are replaced, over there, by ones that ask the reference
+solution. A wrong early function therefore costs its own points only. Later parts stay the student's, as they are in a
+notebook that is run from top to bottom: else a sampler that was never written would give every part that it contains.
+
+The reference solution that is asked runs in isolation, too, in a process of its own: a student's code chooses what it is
+asked for, and that may be a list of all integers.
 """
 
 import functools
@@ -14,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from classroom.notebooks import Cell, Check, ProblemSet, definitions, hidden_tests_removed, without_magics
+from classroom.notebooks import Cell, Check, ProblemSet, definitions, hidden_tests_removed, well_formed, without_magics
 from classroom.sandbox import Process, Sandbox, Stopped, StudentError
 
 REQUEST_SECONDS, TOTAL_SECONDS = 10.0, 60.0
@@ -36,14 +40,14 @@ class Verdict:
 
 
 class Reference:
-    """The author's solutions, run here: the namespace of the checks, and what students' functions are replaced by."""
+    """The author's solutions, run here: the namespace of the checks."""
 
     def __init__(self, problem_set: ProblemSet) -> None:
         self.names: dict[str, Any] = {"__name__": "reference"}
         for cell in problem_set.cells:
             if cell in problem_set.setup or cell in problem_set.solutions:
                 exec(compile(without_magics(cell.source), f"{problem_set.name} {cell.grade_id}", "exec"), self.names)
-        self.functions = {name: self.names[name] for name in problem_set.names if callable(self.names[name])}
+        self.functions = [name for name in problem_set.names if callable(self.names[name])]
 
 
 class Student:
@@ -67,49 +71,40 @@ class Student:
         self.errors: dict[str, str] = {}
         self.hopeless: set[str] = set()
         self.process: Process | None = None
-        self.calls: dict[str, set[str]] = {}  # of a function that was checked: which others it asked
+        self.solver: Process | None = None
+        self.solutions = {name: functools.partial(self.solve, name) for name in reference.functions}
         self.defined: set[str] = set()
 
     def prepare(self, own: list[str]) -> Process:
-        """A process in which the names `own` are the student's, and all other names of the problem set the reference's."""
+        """A process in which the functions before those named `own` are the reference's, and all others the student's."""
         process = self._alive()
         process.seconds = self._left()
-        # A process was given these to stand for the student's, while other parts were checked, and may have kept them.
-        process.withheld = [function for name, function in self.reference.functions.items() if name in own]
-        process.asked.clear()
-        for name, function in self.reference.functions.items():
-            if name in own:
-                process.restore(name)
-            else:
+        order = self.problem_set.names
+        first = min(map(order.index, own), default=len(order))
+        earlier = [name for name in self.solutions if order.index(name) < first]
+        # The process may have kept what stood for the student's functions while a later part was checked.
+        process.withheld = [function for name, function in self.solutions.items() if name not in earlier]
+        for name, function in self.solutions.items():
+            if name in earlier:
                 process.set(name, function)
+            else:
+                process.restore(name)
         return process
 
-    def remember(self, own: list[str]) -> None:
-        """Note which functions of other parts the functions `own` have called since :meth:`prepare`."""
-        asked = self.process.asked if self.process else []
-        called = {name for name, function in self.reference.functions.items() if function in asked}
-        for name in own:
-            self.calls.setdefault(name, set()).update(called)
-
-    def circle(self, own: list[str]) -> str:
-        """The functions, in words, through which one of `own` would call itself in the student's notebook, or ""."""
-        for name in own:
-            if name in self._reached(name):
-                ring = {name} | {n for n in self._reached(name) if name in self._reached(n)}
-                return ", ".join(f"`{n}`" for n in sorted(ring))
-        return ""
-
-    def _reached(self, name: str) -> set[str]:
-        reached: set[str] = set()
-        new = self.calls.get(name, set())
-        while new:
-            reached |= new
-            new = {m for n in new for m in self.calls.get(n, ())} - reached
-        return reached
+    def solve(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """The reference's answer to a question of the student's code."""
+        if self.solver is None or self.solver.dead:
+            self.solver = Process(self.sandbox, self._left())
+            for cell in self.problem_set.cells:
+                if cell in self.problem_set.setup or cell in self.problem_set.solutions:
+                    self.solver.run(without_magics(cell.source), cell.grade_id)
+        self.solver.seconds = self._left()
+        return self.solver.call(name, *args, **kwargs)
 
     def stop(self) -> None:
-        if self.process:
-            self.process.stop()
+        for process in (self.process, self.solver):
+            if process:
+                process.stop()
 
     def _left(self) -> float:
         left = min(self.seconds, self.end - time.monotonic())
@@ -178,6 +173,7 @@ def run_check(check: Check, student: Student) -> Verdict:
 
     def verdict(message: str) -> Verdict:
         text = message if len(message) <= LONGEST else f"{message[:LONGEST]} …"  # a student's code may have filled it
+        text = well_formed(text)
         return Verdict(check.grade_id, check.title, 0.0 if message else check.points, check.points, text)
 
     try:
@@ -196,7 +192,6 @@ def run_check(check: Check, student: Student) -> Verdict:
         return verdict(f"Your code was stopped: {error}.")
     except Exception as error:  # what the student's function returned made the check itself fail
         return verdict(f"What your code returned does not fit the check ({type(error).__name__}: {error}).")
-    student.remember(check.own)
     return verdict("")
 
 
@@ -230,11 +225,6 @@ def grade(
     student = Student(sandbox, problem_set, reference, cells, seconds, total)
     try:
         verdicts = [run_check(check, student) for check in problem_set.checks]
-        for verdict, check in zip(verdicts, problem_set.checks, strict=True):
-            circle = student.circle(check.own)
-            if circle and not verdict.message:
-                verdict.points = 0.0
-                verdict.message = f"These functions only call each other, and none does the work: {circle}."
     finally:
         student.stop()
     solutions = {c.grade_id for c in problem_set.solutions}

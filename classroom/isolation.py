@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 LEVELS = ("namespaces", "user", "process")
@@ -29,6 +30,8 @@ MEMORY = 3 << 30
 
 PROCESSES, FILES, FILE_SIZE, DISK = 48, 256, 16 << 20, 64 << 20
 CPU_SECONDS = 120
+GRADER_MEMORY = 4 << 30
+"""Bytes that the grader itself may ask for: what a student's code returns can become large in a check."""
 
 _SYSTEM = ["/usr", "/lib", "/lib64", "/lib32", "/bin", "/etc/ld.so.cache", "/etc/localtime", "/etc/ssl"]
 _DEVICES = ["/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"]
@@ -64,7 +67,7 @@ def isolate(visible: list[str], hidden: list[str], folder: str, uid: int, strong
     Returns:
         The level that was reached. Its weaker parts are always in force.
     """
-    level = strongest
+    level, size = strongest, _size_of_me()
     if level == "namespaces":
         try:
             _enter_namespaces(visible, hidden, folder, uid)
@@ -76,7 +79,9 @@ def isolate(visible: list[str], hidden: list[str], folder: str, uid: int, strong
     if level == "user" and not root:
         level = "process"
     for name, limit in [
-        *(("CPU", CPU_SECONDS), ("DATA", MEMORY), ("FSIZE", FILE_SIZE), ("NOFILE", FILES), ("CORE", 0), ("MEMLOCK", 0)),
+        # DATA leaves out memory that is shared, AS counts the libraries that are shown already
+        *(("CPU", CPU_SECONDS), ("DATA", MEMORY), ("AS", size + MEMORY)),
+        *(("FSIZE", FILE_SIZE), ("NOFILE", FILES), ("CORE", 0), ("MEMLOCK", 0)),
         *((("NPROC", PROCESSES if root else PROCESSES + _processes_of_mine()),)),
     ]:
         if hasattr(resource, f"RLIMIT_{name}"):
@@ -149,6 +154,47 @@ def _show(path: str, place: str, writable: bool) -> None:
         # flags that the machine has set must be kept; the values of statvfs are those of mount
         kept = os.statvfs(path).f_flag & (_MS_NOSUID | _MS_NODEV | 8 | 1024 | 2048)
         _mount("none", place, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | kept)
+
+
+def end(number: int) -> None:
+    """End an isolated process, given the number of the one that :func:`isolate` was called in, and all that it has started.
+
+    In namespaces that one only waits for the first process inside. To end it as well is not left to the signal that it gets
+    when its parent ends: its code may have refused that signal, and have left the group.
+    """
+    try:
+        children = Path(f"/proc/{number}/task/{number}/children").read_text().split()
+    except OSError:
+        children = []
+    for child in map(int, children):
+        with contextlib.suppress(OSError):
+            os.kill(child, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        os.killpg(number, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def limited_memory(size: int) -> Iterator[None]:
+    """A limit on the memory that this process asks for in addition: an error there is better than to be ended for it."""
+    if sys.platform != "linux":
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    data = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    most = [data + size, *(limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY)]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(most), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _size_of_me() -> int:
+    """Bytes of address space of this process; most of it is libraries, and takes no memory."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except OSError:  # not Linux
+        return 1 << 40
 
 
 def _processes_of_mine() -> int:

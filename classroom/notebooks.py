@@ -20,6 +20,7 @@ MOST_CODE = 200_000
 _CANVAS = re.compile(r"(?P<name>[^_]+)_(?:late_)?(?P<id>\d+)_\d+_.+", re.IGNORECASE)
 _MOODLE = re.compile(r"(?P<name>.+)_(?P<id>\d+)_assignsubmission_file_?")
 _SET = re.compile(r"ps\d+")
+_NOTEBOOK = re.compile(r"\.ipynb(\.txt|\.json)?$", re.IGNORECASE)  # some browsers append what they take it for
 
 
 class UnreadableError(Exception):
@@ -76,7 +77,7 @@ def parse_cells(data: bytes) -> list[Cell]:
 
 
 def _cell(raw: dict[str, Any]) -> Cell:
-    source = raw["source"] if isinstance(raw["source"], str) else "".join(raw["source"])
+    source = well_formed(raw["source"] if isinstance(raw["source"], str) else "".join(raw["source"]))
     kind = raw["cell_type"] if raw["cell_type"] in ("code", "markdown") else "raw"
     marks = raw.get("metadata", {}).get("nbgrader", {})
     if not isinstance(marks, dict):
@@ -85,12 +86,17 @@ def _cell(raw: dict[str, Any]) -> Cell:
     return Cell(
         kind,
         source,
-        str(marks.get("grade_id", "")),
+        well_formed(str(marks.get("grade_id", ""))),
         marks.get("grade") is True,
         marks.get("solution") is True,
         marks.get("locked") is True,
-        float(points) if isinstance(points, int | float) else 0.0,
+        float(points) if isinstance(points, int | float) and 0 <= points < 10**6 else 0.0,
     )
+
+
+def well_formed(text: str) -> str:
+    """Text that can be written to a file: JSON lets through halves of characters, and file names wild bytes."""
+    return text.encode(errors="replace").decode()
 
 
 @dataclass
@@ -186,17 +192,19 @@ def without_magics(source: str) -> str:
 def definitions(source: str) -> str:
     """What is run of a cell that is no solution cell: imports, functions, classes, plain values; no plot, no training.
 
-    A cell that is not Python is returned as it is, to fail where it is run.
+    A cell that is not Python, or nested too deep, is returned as it is, to fail where it is run.
     """
+    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     try:
         tree = ast.parse(without_magics(source))
+        tree.body = [
+            node
+            for node in tree.body
+            if isinstance(node, kept) or (isinstance(node, ast.Assign) and _is_plain(node.value))
+        ]
+        return ast.unparse(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    tree.body = [
-        node for node in tree.body if isinstance(node, kept) or (isinstance(node, ast.Assign) and _is_plain(node.value))
-    ]
-    return ast.unparse(tree)
 
 
 def _is_plain(node: ast.expr) -> bool:
@@ -242,19 +250,32 @@ def submissions(folder: Path) -> Iterator[Submission]:
     """
     for directory, folders, files in os.walk(folder):  # does not follow links
         folders[:] = sorted(f for f in folders if f not in (".ipynb_checkpoints", "__MACOSX"))
-        for name in sorted(files):
-            if not name.lower().endswith(".ipynb") or name.startswith("._"):
+        links = [f for f in folders if Path(directory, f).is_symlink()]  # refused where they are read
+        for name in sorted([*files, *links]):
+            if not _NOTEBOOK.search(name) or name.startswith("._"):
                 continue
             path = Path(directory, name)
             parts = list(path.relative_to(folder).parts)
             if len(parts) > 1 and _SET.fullmatch(parts[0]):
                 parts = parts[1:]
-            label = parts[0] if len(parts) > 1 else parts[0][: -len(".ipynb")]
+            label = parts[0] if len(parts) > 1 else _NOTEBOOK.sub("", parts[0])
             match = (_MOODLE if len(parts) > 1 else _CANVAS).fullmatch(label)
             student, identifier = (match["name"], match["id"]) if match else (label, "")
             system = ("moodle" if len(parts) > 1 else "canvas") if match else ""
-            student = student.encode(errors="surrogateescape").decode(errors="replace")
+            student = os.fsencode(student).decode(errors="replace")
             yield Submission(path, student, key_of(f"{student} {identifier}".strip()), identifier, system)
+
+
+def left_out(folder: Path) -> list[str]:
+    """Files under the folder that are no notebooks by their names, so that a teacher can see that one was meant to be."""
+    taken = {submission.path for submission in submissions(folder)}
+    return [
+        well_formed(str(path.relative_to(folder)))
+        for path in sorted(folder.rglob("*"))
+        if path not in taken
+        and not path.is_dir()
+        and not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(folder).parts)
+    ]
 
 
 def which_problem_set(cells: list[Cell], known: dict[str, ProblemSet]) -> str:

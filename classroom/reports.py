@@ -11,7 +11,7 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     part = path.with_name(f".{path.name}.part")
-    part.write_text(text)
+    part.write_text(text, encoding="utf-8", errors="replace")
     part.replace(path)
 
 

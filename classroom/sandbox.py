@@ -1,12 +1,9 @@
 """The grader's end: processes that run a student's code in isolation, asked and stopped from here."""
 
-import contextlib
 import functools
 import json
-import os
 import secrets
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classroom.wire import Channel, Foreign, WireError, pack, unpack
+from classroom.isolation import end
+from classroom.wire import MOST, Channel, Foreign, WireError, pack, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ("arguments.py", "data.py", "unet.py", "problem_sets.py")
@@ -167,7 +165,6 @@ class Process:
 
     Attributes:
         withheld: functions of the grader's that it has been given, but may not ask now.
-        asked: those that it has asked.
     """
 
     def __init__(self, sandbox: Sandbox, seconds: float = 10.0) -> None:
@@ -175,7 +172,6 @@ class Process:
         self.channel, self.number, self.home = sandbox.order()
         self.functions: list[Callable[..., Any]] = []
         self.withheld: list[Callable[..., Any]] = []
-        self.asked: list[Callable[..., Any]] = []
         self.networks: list[nn.Module] = []
         self.dead: str | None = None
         self.deadline: float | None = None
@@ -216,8 +212,7 @@ class Process:
     def stop(self) -> None:
         """End the process and everything that it has started."""
         self.dead = self.dead or "it was stopped"
-        with contextlib.suppress(OSError):
-            os.killpg(self.number, signal.SIGKILL)
+        end(self.number)
         self.channel.connection.close()
         shutil.rmtree(self.home, ignore_errors=True)
 
@@ -242,6 +237,8 @@ class Process:
         """Send a request, unless it is None, and wait for the answer; reply to what the other side asks on the way."""
         outermost = self.deadline is None
         deadline = self.deadline = self.deadline or time.monotonic() + self.seconds
+        if outermost:
+            self.channel.left = MOST
         try:
             if message is not None:
                 self.channel.send(message, tensors, deadline)
@@ -264,7 +261,6 @@ class Process:
 
     def _reply(self, question: dict[str, Any], deadline: float) -> None:
         function = self.functions[int(question["ask"])]
-        self.asked.append(function)
         tensors: list[Tensor] = []
         try:
             if function in self.withheld:
@@ -273,9 +269,11 @@ class Process:
             kwargs = {str(k): unpack(v, self._read, self._received) for k, v in question["kwargs"].items()}
             with torch.no_grad():
                 reply = {"ok": pack(function(*args, **kwargs), self._write, tensors)}
-        except (WireError, Stopped):
+        except WireError:
             raise
-        except Exception as error:
+        except Exception as error:  # Stopped, too: then the reference was asked for more than it could do
+            if self.dead:
+                raise Stopped(self.dead) from error
             tensors, reply = [], {"error": {"text": f"{type(error).__name__}: {error}"[:300]}}
         self.channel.send(reply, tensors, deadline)
 

@@ -18,6 +18,9 @@ from torch import Tensor
 LARGEST = 64 * 2**20
 """Bytes of the longest message that is read."""
 
+MOST = 16 * 2**20
+"""Bytes that a student's process may send for one request of the grader's, who turns them into larger lists and texts."""
+
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -117,10 +120,15 @@ def _shapes(node: Any, found: list[tuple[str, list[int]]]) -> None:
 
 
 class Channel:
-    """One end of a connection over which messages go both ways."""
+    """One end of a connection over which messages go both ways.
+
+    Attributes:
+        left: how many bytes are still read.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
+        self.left: float = math.inf
 
     def send(self, message: Any, tensors: list[Tensor], deadline: float | None = None) -> None:
         """Send JSON and the tensors that belong to it; errors as in :meth:`receive`."""
@@ -146,8 +154,9 @@ class Channel:
             WireError: when it is too long or is not well formed.
         """
         lengths = struct.unpack("!QQ", self._exactly(16, deadline))
-        if sum(lengths) > LARGEST:
-            raise WireError(f"more than {LARGEST >> 20} MB at once")
+        self.left -= sum(lengths)
+        if sum(lengths) > LARGEST or self.left < 0:
+            raise WireError(f"more than {min(LARGEST, MOST) >> 20} MB at once")
         text, blob = self._exactly(lengths[0], deadline), self._exactly(lengths[1], deadline)
         try:
             message = json.loads(text)

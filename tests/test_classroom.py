@@ -212,6 +212,7 @@ SLIPS = [
         "α_t in place of ᾱ_t",
     ),
     ("ps1", "jump", "abar[times]", "abar[(times - 1).clamp(min=0)]", {"jump-alike", "jump-each"}, "too early"),
+    ("ps1", "jump", "(1 - a).sqrt()", "(1 - a.sqrt())", {"jump-alike", "jump-each"}, "1 - √ᾱ in place of √(1-ᾱ)"),
     ("ps1", "jump", "abar[times]", "abar[times[:1]].expand(len(times))", {"jump-each"}, "time of the first image"),
     ("ps1", "jump", ".reshape(-1, *[1] * (images.ndim - 1))", "", {"jump-alike", "jump-each"}, "factors of shape [B]"),
     (
@@ -286,6 +287,14 @@ SLIPS = [
     ("ps2", "times", "range(S, 0, -1)", "range(S - 1, -1, -1)", {"times"}, "off by one"),
     ("ps2", "times", "i * T // S", "round(i * T / S)", {"times"}, "rounded, not cut"),
     ("ps2", "times", "i * T // S", "i * T // S - 1", {"times"}, "one time step too early"),
+    (
+        "ps2",
+        "times",
+        "[i * T // S for i in range(S, 0, -1)]",
+        "torch.linspace(T, 1, S).long().tolist()",
+        {"times"},
+        "as of linspace",
+    ),
     ("ps2", "image", "/ a**0.5", "/ a", {"image"}, "ᾱ in place of √ᾱ"),
     ("ps2", "image", "(1 - a) ** 0.5", "(1 - a)", {"image"}, "1 - ᾱ in place of its root"),
     ("ps2", "move", " + (1 - a_to) ** 0.5 * eps", "", {"move"}, "no noise is put back"),
@@ -365,6 +374,16 @@ SLIPS = [
     ("ps3", "trip", ".square().mean().sqrt()", ".abs().mean()", {"trip"}, "mean of the absolute differences"),
     ("ps3", "trip", ".sqrt()", "", {"trip"}, "mean square in place of its root"),
     ("ps3", "trip", ".mean().sqrt()", ".mean((1, 2, 3)).sqrt().mean()", {"trip"}, "and then averaged"),
+    ("ps3", "circle", "(u * a + v * b)", "(v * a + u * b)", {"circle"}, "w and 1 - w exchanged"),
+    (
+        "ps3",
+        "circle",
+        "    return (u * a + v * b) / torch.sin(omega)",
+        "    line = torch.lerp(a, b, w)\n    size = x.norm(dim=1) / line.flatten(1).norm(dim=1)\n"
+        "    return line * size.reshape(omega.shape)",
+        {"circle"},
+        "scaled to the length of a",
+    ),
     ("ps3", "circle", " / (x.norm(dim=1) * y.norm(dim=1))", "", {"circle"}, "no cosine"),
     ("ps3", "edit", "encode(with_label(old)", "encode(with_label(new)", {"edit"}, "the label 3 twice"),
 ]
@@ -615,6 +634,13 @@ def with_cell(source, notebook=None):
     return notebook
 
 
+def added_cell(source):
+    """The solutions, and a cell that the student added."""
+    notebook = filled("ps1")
+    notebook.cells.insert(3, nbformat.v4.new_code_cell(source))
+    return notebook
+
+
 def without_checks(notebook, edit):
     """Every check deleted, or edited to pass."""
     if edit:
@@ -682,7 +708,42 @@ HOSTILE = {
     "exit-politely": (spoilt("raise SystemExit"), 1, "SystemExit"),
     "killed": (spoilt("import os, signal", "os.kill(os.getpid(), signal.SIGSEGV)", "os.abort()"), 1, "process ended"),
     "memory": (spoilt("return torch.ones(len(seeds), 10**11)"), 1, "raised"),
+    "memory-shared": (
+        spoilt(
+            "import mmap",
+            "parts = []",
+            "while len(parts) < 400:  # 25 GB, that no limit on a process's own data counts",
+            "    parts.append(mmap.mmap(-1, 1 << 26))",
+            "return torch.zeros(())",
+        ),
+        1,
+        "Cannot allocate memory",
+    ),
     "swollen": (spoilt("return torch.zeros(10**8)"), 1, "too large"),
+    "swollen-a-little": (spoilt("return torch.zeros(5 * 10**6)"), 1, "more than 16 MB"),
+    "asks-for-too-much": (  # of the reference of another part, which must not be the grader's to pay for
+        filled("ps1", [("ps1-loss", "    return", "    seeded_noise([0], (10**10,))\n    return")]),
+        2,
+        "memory",
+    ),
+    "broadcast": (  # each answer is small; their difference, which the check takes, has 14 GB
+        filled(
+            "ps1",
+            [
+                (
+                    "ps1-ancestral",
+                    "    alpha =",
+                    "    if x.shape == (3, 1, 4, 4):\n        n = 60_000\n"
+                    "        return torch.zeros(n, 1) if z.any() else torch.zeros(1, n)\n    alpha =",
+                )
+            ],
+        ),
+        2,
+        "does not fit the check",
+    ),
+    "half-a-character": (spoilt("raise ValueError(chr(0xD800) + chr(0))"), 1, "ValueError: ?"),
+    "half-a-character-in-the-source": (with_cell("x = 'HALF'"), 0, ""),
+    "nested-in-a-cell-of-its-own": (added_cell("def f():\n    return 1" + "+1" * 900), 0, ""),
     "checks-deleted": (without_checks(filled("ps1", [(LAST, TAKE, "None")]), edit=False), 1, "the original was used"),
     "checks-edited": (without_checks(filled("ps1", [(LAST, TAKE, "None")]), edit=True), 1, "the original was used"),
     "checks-edited-nothing-done": (without_checks(released("ps1"), edit=True), 24, "Not written yet"),
@@ -772,7 +833,7 @@ def classroom(tmp_path_factory, sandbox):
     half = {c.grade_id: c.source for c in SETS["ps1"].solutions[:4]}
     nbformat.write(filled("ps1", answers=half), folder / "half.ipynb")
     for name, (notebook, _, _) in HOSTILE.items():
-        nbformat.write(notebook, folder / f"{name}.ipynb")
+        (folder / f"{name}.ipynb").write_text(nbformat.writes(notebook).replace("HALF", r"\ud800"))
     for name, (data, _) in FILES.items():
         (folder / f"{name}.ipynb").write_bytes(data)
     for name in STRANGE:
@@ -784,6 +845,14 @@ def classroom(tmp_path_factory, sandbox):
     nbformat.write(released("ps1"), folder / "twice" / "old.ipynb")
     nbformat.write(filled("ps1"), folder / "twice" / "a-new-one.ipynb")
     os.utime(folder / "twice" / "old.ipynb", (1, 1))
+    (folder / "saved").mkdir()
+    nbformat.write(filled("ps1"), folder / "saved" / "ps1.ipynb.txt")
+    (folder / "saved" / "figure.png").write_bytes(b"")
+    notebook = filled("ps1")
+    for cell in notebook.cells:
+        cell.metadata.setdefault("nbgrader", {})["points"] = 10**400
+    (folder / "many-points.ipynb").write_text(nbformat.writes(notebook))
+    (folder / "folder-link.ipynb").symlink_to("/etc")
     (folder / "link.ipynb").symlink_to("/etc/passwd")
     os.mkfifo(folder / "pipe.ipynb")
     begin = time.monotonic()
@@ -815,7 +884,7 @@ def test_each_hostile_submission_costs_its_own_points_only(name, classroom):
     assert said in text
 
 
-@pytest.mark.parametrize("name", [*FILES, "link", "pipe"])
+@pytest.mark.parametrize("name", [*FILES, "link", "folder-link", "pipe"])
 def test_a_file_that_cannot_be_graded_is_told_so(name, classroom):
     _, out, rows = classroom
     assert rows[name]["ps1"] == ""
@@ -846,6 +915,8 @@ def test_keys_are_unique_and_safe():
 def test_a_renamed_file_is_recognised_and_the_newest_of_two_counts(classroom):
     _, out, rows = classroom
     assert rows["renamed"]["ps1"] == "24"
+    assert rows["saved"]["ps1"] == "24"
+    assert rows["many-points"]["ps1"] == "24"
     assert rows["twice"]["ps1"] == "24"
     assert "the one changed last, a-new-one.ipynb, counts" in page(out, "twice")
 
@@ -869,7 +940,9 @@ def test_grading_goes_on_where_it_was_interrupted(classroom, sandbox, capsys):
     stored[1].write_text('{"half a res')
     (out / "grades.csv").unlink()
     assert grade_folder(folder, out, sandbox.level) == 0
-    assert f"{len(stored) - 2} of {len(stored)} were graded before" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert f"{len(stored) - 2} of {len(stored)} were graded before" in text
+    assert "left out, as their names do not end with .ipynb: 'saved/figure.png'" in text
     assert (out / "grades.csv").read_text() == before
     assert [p for p in stored if p.stat().st_mtime_ns == times.get(p)] == stored[2:]
 
@@ -1059,14 +1132,15 @@ def test_nothing_is_left_running_and_no_folder_is_left(tmp_path, monkeypatch):
             "cell a",
         )
         process.call("f")
+        if sandbox.level == "namespaces":  # out of the group, and no more to be ended with its parent
+            process.run("import ctypes\nos.setsid()\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)", "cell b")
         process.stop()
         server = sandbox.server.pid
     assert list(tmp_path.iterdir()) == []
     assert not Path(f"/proc/{server}").exists()
     if sandbox.level == "namespaces":
         time.sleep(0.5)
-        mine = [p for p in Path("/proc").glob("[0-9]*/cmdline") if b"classroom.worker" in _bytes(p)]
-        assert not [p for p in mine if str(tmp_path).encode() in _bytes(p)]
+        assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _bytes(p)]
 
 
 def _bytes(path):
@@ -1161,8 +1235,8 @@ def test_of_an_added_cell_only_definitions_are_run():
     assert "for" not in kept
 
 
-def test_functions_that_only_call_each_other_get_nothing(sandbox, references):
-    """Each is checked beside the reference of the other, so each would pass."""
+def test_a_part_cannot_be_had_from_the_reference_of_a_later_one(sandbox, references):
+    """DDIM's step is the sampler with one step. Earlier parts may be called, and are then the reference's."""
     each_other = {
         "ps2-family": """
 def move_with_noise(x, eps, a_from, a_to, eta, z):
@@ -1176,16 +1250,20 @@ def sampler(model, x_T, times, abar, eta, noises):
     return x_T
 """,
     }
-    answers = {c.grade_id: c.source for c in SETS["ps2"].solutions} | each_other
-    handed_in = cells_of(filled("ps2", answers=answers))
-    result = grade(SETS["ps2"], references["ps2"], handed_in, sandbox, PATIENCE, 10 * PATIENCE)
-    failed = {v["grade_id"]: v["message"] for v in result["verdicts"] if not v["points"]}
-    assert set(failed) == {"ps2-family-check", "ps2-sampler-check"}
-    assert all("`move_with_noise`, `sampler`" in message for message in failed.values())
+    solutions = {c.grade_id: c.source for c in SETS["ps2"].solutions}
+    parts = {"ps2-family-check", "ps2-sampler-check"}
+    found = verdicts("ps2", filled("ps2", answers=solutions | each_other), sandbox, references, parts)
+    assert set(found) == {"family"}
+    assert "RecursionError" in found["family"]
+    unwritten = {"ps2-sampler": "def sampler(model, x_T, times, abar, eta, noises):\n    raise NotImplementedError()"}
+    found = verdicts("ps2", filled("ps2", answers=solutions | each_other | unwritten), sandbox, references, parts)
+    assert found == {"family": "Not written yet.", "sampler": "Not written yet."}
+    found = verdicts("ps2", filled("ps2", answers=solutions | unwritten), sandbox, references)
+    assert set(found) == {"sampler"}
 
 
 def test_a_message_is_short_whatever_a_function_returns(sandbox, references):
-    answers = {"ps2-times": "def visited(T, S):\n    return [10**18] * 10**6"}
+    answers = {"ps2-times": "def visited(T, S):\n    return [10**18] * 10**5"}
     found = verdicts("ps2", filled("ps2", answers=answers), sandbox, references, {"ps2-times-check"})
     assert 900 < len(found["times"]) < 1100
 
