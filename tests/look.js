@@ -19,7 +19,7 @@
     if (after?.nodeType !== 3 || !/^[.,;:!?)]/.test(after.data) || !last) return false;
     const range = document.createRange();
     range.setStart(after, 0); range.setEnd(after, 1);
-    return box(range).top > box(last).bottom;
+    return box(range).top > box(last).bottom || box(range).bottom < box(last).top;
   });
   const collisions = all('.math.displayed').filter(e => {
     const number = e.querySelector('.eqno'), formula = e.querySelector('.formula');

@@ -94,7 +94,7 @@ def build(tmp_path_factory):
 def test_with_an_address_the_buttons_lead_there(build):
     html = build("known", BOOK_REPOSITORY="https://github.com/owner/name")
     page, cover = (html / "page.html").read_text(), (html / "index.html").read_text()
-    for link in ("https://colab.research.google.com/github/owner/name/blob/main/page.ipynb",
+    for link in ("https://colab.research.google.com/github/owner/name/blob/colab/page.ipynb",
                  "https://mybinder.org/v2/gh/owner/name/main", "https://github.com/owner/name/issues/new",
                  'href="https://owner.github.io/name/page.html"'):  # fmt: skip
         assert link in page, link

@@ -1,6 +1,7 @@
 """Draw the cover's moving picture with the shipped network: `python tools/cover.py` writes book/_static/cover.webp.
 
 Frames below one another, from noise to digits; where an image is dark the picture is transparent, so that it suits any ground.
+The last frame also stands alone, in cover-still.webp: before the film, and instead of it where no motion is wanted.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from ddimlib import LabelledDenoiser, SeededNoise, ddim, load_pretrained, timest
 COLUMNS, ROWS, FRAMES = 10, 3, 20
 SEED = 14
 ORANGE, BLUE = np.array([0xD5, 0x5E, 0x00]), np.array([0x00, 0x86, 0xC8])  # as in the logo
-OUT = Path(__file__).resolve().parent.parent / "book" / "_static" / "cover.webp"
+STATIC = Path(__file__).resolve().parent.parent / "book" / "_static"
 
 
 def states() -> torch.Tensor:
@@ -37,5 +38,7 @@ def picture(x: torch.Tensor) -> Image.Image:
 
 
 if __name__ == "__main__":
-    picture(states()).save(OUT, quality=50, alpha_quality=30, method=6)
-    print(f"{OUT.name}: {OUT.stat().st_size / 1000:.0f} kB")
+    frames = states()
+    for name, shown in (("cover.webp", frames), ("cover-still.webp", frames[-1:])):
+        picture(shown).save(STATIC / name, quality=50, alpha_quality=30, method=6)
+        print(f"{name}: {(STATIC / name).stat().st_size / 1000:.0f} kB")

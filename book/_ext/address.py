@@ -19,6 +19,7 @@ ADDRESS = re.compile(
     r"(?:https?://(?:[^/@]*@)?|ssh://git@|git@)([\w.-]+\.[a-z]{2,})(?::\d+)?[/:]([\w./-]+?)(?:\.git)?/?"
 )
 BRANCH = "main"
+COLAB_BRANCH = "colab"  # its notebooks install the library first (tools/colab.py)
 
 
 def public(address: str) -> str | None:
@@ -70,6 +71,13 @@ def use_address(app, config):
     options["extra_footer"] = f"<p>{ours}: {licence}.</p>"
 
 
+def lead_colab_to_its_branch(app, pagename, templatename, context, doctree):
+    for group in context.get("header_buttons", []):
+        for button in group.get("buttons", []):
+            if button.get("text") == "Colab":
+                button["url"] = button["url"].replace(f"/blob/{BRANCH}/", f"/blob/{COLAB_BRANCH}/", 1)
+
+
 class OnColab(SphinxDirective):
     """{on-colab}: the line that installs the library on Colab; nothing where the repository is not known."""
 
@@ -107,5 +115,6 @@ def write_for_robots(app, error):
 def setup(app):
     app.add_directive("on-colab", OnColab)
     app.connect("config-inited", use_address)
+    app.connect("html-page-context", lead_colab_to_its_branch, priority=900)  # after the theme has made the buttons
     app.connect("build-finished", write_for_robots)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -84,12 +84,17 @@ CODE = re.compile(r'(?<=<span class="pre">)[^<]+(?=</span>)')
 PART = re.compile(r"(?<=\w[._(=])(?=\w)")
 
 
+# "Solution to" and the link after it: the space between them is not part of the link.
+LATE_SPACE = re.compile(r"(<a\b[^>]*>) ")
+
+
 def let_code_break(body: str) -> str:
     return CODE.sub(lambda code: PART.sub("<wbr>", code[0]), body)
 
 
 def mend_for_screen_readers(body: str) -> str:
-    return EMPTY_HEAD.sub(r'<td class="head\1"></td>', MEANINGLESS.sub("", body))
+    body = LATE_SPACE.sub(r" \1", MEANINGLESS.sub("", body))
+    return EMPTY_HEAD.sub(r'<td class="head\1"></td>', body)
 
 
 def on_page(app, pagename, templatename, context, doctree):

@@ -178,12 +178,15 @@ function markOnlyWords(place) {
   }
 }
 
-// --- The cover's moving picture: once, and again by its button; not for those who want no motion.
+// --- The cover's moving picture: once, and again by its button; not for those who want no motion. It comes when all else is there.
 
-function setUpCover() {
+async function setUpCover() {
   const picture = document.querySelector(".cover-picture");
   if (!picture || reducedMotion.matches) return;
   const play = () => { picture.classList.remove("plays"); void picture.offsetWidth; picture.classList.add("plays"); };
+  if (document.readyState !== "complete") await new Promise(done => addEventListener("pageshow", done, { once: true }));
+  const film = Object.assign(new Image(), { src: picture.dataset.film });
+  await film.decode();
   picture.querySelector("button").addEventListener("click", play);
   play();
 }
