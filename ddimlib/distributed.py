@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from ddimlib.arguments import check_int, check_labels
+from ddimlib.arguments import as_numbers, check_int, check_labels
 from ddimlib.data import to_bytes
 from ddimlib.denoisers import VelocityDenoiser, check_guidance
 from ddimlib.provenance import check_settings, model_settings
@@ -134,7 +134,7 @@ class SamplingConfig:
     Attributes:
         n: number of images.
         steps, eta, spacing, seed, guidance, clip: see :func:`ddimlib.sample`.
-        labels: classes to draw, in turn: image i is of class labels[i % len(labels)]. None: the network chooses.
+        labels: a class, or classes to draw in turn: image i is of class labels[i % len(labels)]. None: the network chooses.
         batch_size: images at a time, always exactly so many, and images in a file.
     """
 
@@ -149,10 +149,10 @@ class SamplingConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("n", "steps", "batch_size"):
-            check_int(name, getattr(self, name), 1)
+        for name, most in (("n", 10**8), ("steps", None), ("batch_size", None)):
+            check_int(name, getattr(self, name), 1, most)
         check_int("seed", self.seed, 0, 2**32 - 1)
-        if self.labels is not None and len(self.labels) == 0:
+        if self.labels is not None and not as_numbers("labels", self.labels).numel():
             raise ValueError("labels is empty; name at least one class, or pass None")
         check_guidance(self.guidance, self.labels)
         check_clip(self.clip)
@@ -164,7 +164,10 @@ class SamplingConfig:
 
     def labels_of(self, images: range) -> Tensor | None:
         """The classes of these images, int64; None: the network chooses."""
-        return None if self.labels is None else torch.tensor([self.labels[i % len(self.labels)] for i in images])
+        if self.labels is None:
+            return None
+        labels = as_numbers("labels", self.labels).reshape(-1)  # one class may stand for itself
+        return labels[torch.arange(images.start, images.stop) % len(labels)]
 
 
 def sample_shards(
@@ -206,7 +209,7 @@ def sample_shards(
     out, size = Path(out), config.batch_size
     ddim_sigma(schedule, timesteps(schedule.T, config.steps, config.spacing)[0], 0, config.eta)
     if config.labels is not None:
-        check_labels(list(config.labels), model.num_classes)
+        check_labels(config.labels, model.num_classes)
     settings = model_settings(model, schedule) | {"shape": list(model.image_shape)} | asdict(config)
     if any(other != settings for other in exchange(settings)):
         raise ValueError("the processes differ in network or settings; give all of them the same files and options")

@@ -60,6 +60,10 @@ def save_model(
     if not arguments:
         fix = "pass its arguments as `network`, or use build_model"
         raise TypeError(f"this UNet does not know what it was made with; {fix}")
+    if network and {k: v.shape for k, v in UNet(**network).state_dict().items()} != {
+        k: v.shape for k, v in unet.state_dict().items()
+    }:
+        raise ValueError(f"`network` makes another UNet than the one to be stored, got {dict(network)}")
     weights = {f"network.{k}": v.half() if half else v for k, v in unet.state_dict().items()}
     if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise ValueError(f"{bad[0]} holds NaN or infinity{' as float16' if half else ''}; such a model is not stored")
