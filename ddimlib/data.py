@@ -162,9 +162,9 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """All pictures below a folder, in order. Links are followed, but no folder is entered twice."""
+    """All pictures below a folder, in order. Links are followed, but neither upwards nor into a folder for a second time."""
     found: list[Path] = []
-    entered: set[str] = set()
+    entered = {str(above) for above in Path(os.path.realpath(folder)).parents}  # other classes lie there
     for place, folders, files in os.walk(folder, followlinks=True):
         if os.path.realpath(place) in entered:
             folders.clear()

@@ -241,10 +241,10 @@ def load_samples(folder: str | Path) -> tuple[Tensor, Tensor | None]:
         ValueError: when the run is not complete, or a file is not what it should be.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).exists():
+    manifest = _read_manifest(folder)
+    if not manifest:
         raise FileNotFoundError(f"no file {folder / MANIFEST}; `ddimlib sample --out {folder}` writes it")
-    manifest = read_json(folder / MANIFEST)
-    if not manifest.get("complete"):
+    if not manifest["complete"]:
         raise ValueError(f"the run in {folder} is not complete; start its command again to draw the rest")
     try:
         settings = manifest["settings"]
@@ -254,6 +254,17 @@ def load_samples(folder: str | Path) -> tuple[Tensor, Tensor | None]:
     shards = [_read_shard(folder / name, settings, config, images) for name, images in config.shards().items()]
     labels = None if config.labels is None else torch.cat([shard["labels"] for shard in shards])[: config.n]
     return torch.cat([shard["images"] for shard in shards])[: config.n], labels
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """What the folder says of itself; nothing, if it says nothing yet."""
+    if not (folder / MANIFEST).exists():
+        return {}
+    manifest = read_json(folder / MANIFEST)
+    kinds = {"settings": dict, "n": int, "complete": bool, "provenance": list}
+    if wrong := [key for key, kind in kinds.items() if type(manifest.get(key)) is not kind]:
+        raise ValueError(f"{folder / MANIFEST} does not describe a run of images ({', '.join(wrong)}); restore it")
+    return manifest
 
 
 def _read_shard(path: Path, settings: dict[str, Any], config: SamplingConfig, images: range) -> dict[str, Tensor]:
@@ -277,10 +288,10 @@ def _read_shard(path: Path, settings: dict[str, Any], config: SamplingConfig, im
 def _resume(out: Path, settings: dict[str, Any], config: SamplingConfig, facts: dict[str, Any]) -> list[str]:
     """The names of the files that are missing in the folder; those that are there are checked."""
     check_output(out, folder=True)
-    manifest = read_json(out / MANIFEST) if (out / MANIFEST).exists() else {}
+    manifest = _read_manifest(out)
     if manifest:
-        check_settings(out / MANIFEST, manifest.get("settings"), settings)
-        if manifest.get("n", 0) > config.n:
+        check_settings(out / MANIFEST, manifest["settings"], settings)
+        if manifest["n"] > config.n:
             raise ValueError(f"{out} holds n = {manifest['n']} images, more than {config.n}; choose another folder")
     missing = []
     for name, images in config.shards().items():
@@ -297,8 +308,10 @@ def _write_manifest(
     out: Path, settings: dict[str, Any], n: int, complete: bool, facts: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     with locked(out / MANIFEST):
-        starts = read_json(out / MANIFEST).get("provenance", []) if (out / MANIFEST).exists() else []
-        starts += [facts] if facts else []
+        before = _read_manifest(out)
+        if before:  # another run may have begun since this one looked
+            check_settings(out / MANIFEST, before["settings"], settings)
+        starts = before.get("provenance", []) + ([facts] if facts else [])
         manifest = {"settings": settings, "n": n, "complete": complete, "provenance": starts}
         write_json(out / MANIFEST, manifest)
     return manifest

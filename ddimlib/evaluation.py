@@ -147,7 +147,7 @@ def open_table(out: Path, settings: dict[str, Any], facts: dict[str, Any], **mor
 
 def missing_rows(table: dict[str, Any], **wanted: Sequence[Any]) -> list[tuple[Any, ...]]:
     """All combinations of the values of the named columns that are not among the rows, each once."""
-    done = {tuple(row[name] for name in wanted) for row in table["rows"]}
+    done = {tuple(row.get(name) for name in wanted) for row in table["rows"]}
     return [values for values in dict.fromkeys(product(*wanted.values())) if values not in done]
 
 
@@ -155,7 +155,7 @@ def add_row(out: Path, table: dict[str, Any], row: dict[str, Any], names: Sequen
     """Add a row to the table and to its file, together with the rows that other commands have added there meanwhile."""
     with locked(out):
         _merge(out, table)
-        if not any(all(other[name] == row[name] for name in names) for other in table["rows"]):
+        if not any(all(other.get(name) == row[name] for name in names) for other in table["rows"]):
             table["rows"].append(row)
         write_json(out, table)
 
@@ -166,7 +166,8 @@ def _merge(out: Path, table: dict[str, Any]) -> None:
         return
     found = read_json(out)
     check_settings(out, found.get("settings"), table["settings"])
-    if not (isinstance(found.get("rows"), list) and isinstance(found.get("provenance"), list)):
+    lists = [found.get("rows"), found.get("provenance")]
+    if not all(isinstance(x, list) and all(isinstance(entry, dict) for entry in x) for x in lists):
         raise ValueError(f"{out} holds no table: it lacks rows or provenance; choose another file, or remove that one")
     table["provenance"] = [f for f in found["provenance"] if f not in table["provenance"]] + table["provenance"]
     table["rows"] = found["rows"]

@@ -30,9 +30,7 @@ class GaussianMixture:
         self.weights = torch.ones_like(self.stds) if weights is None else as_numbers("weights", weights, torch.float64)
         shapes = [tuple(x.shape) for x in (self.means, self.stds, self.weights)]
         if not (shapes[0] and shapes[0][:1] == shapes[1] == shapes[2] != (0,)):
-            raise ValueError(
-                f"give one mean, one of stds and one of weights for each component, got the shapes {shapes}"
-            )
+            raise ValueError(f"each component has one of means, stds and weights, got the shapes {shapes}")
         if not self.means.isfinite().all():
             raise ValueError("a mean is NaN or infinite; every component needs a place")
         if not ((self.stds >= 0) & (self.weights > 0) & (self.stds + self.weights).isfinite()).all():
@@ -72,12 +70,9 @@ class GaussianMixture:
     def _inputs(self, x: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor]:
         """x in float64 on the CPU, and v_k [K]."""
         check_floats("x", x)
-        if x.ndim != self.means.ndim or any(
-            m not in (1, n) for m, n in zip(self.means.shape[1:], x.shape[1:], strict=True)
-        ):
-            raise ValueError(
-                f"x must be a batch of data like the means, {tuple(self.means.shape)}, got {tuple(x.shape)}"
-            )
+        shape = self.means.shape[1:]
+        if x.ndim != self.means.ndim or any(m not in (1, n) for m, n in zip(shape, x.shape[1:], strict=True)):
+            raise ValueError(f"x must be [B, …] as the means are, {tuple(shape)} each, got {tuple(x.shape)}")
         check_number("alpha_bar", alpha_bar, 0, 1)
         v = alpha_bar * self.stds**2 + 1 - alpha_bar
         if not (v > 0).all():
@@ -99,8 +94,7 @@ class MixtureDenoiser:
     prediction = "v"
 
     def __init__(self, data: GaussianMixture, schedule: NoiseSchedule) -> None:
-        check_schedule(schedule)
-        self.data, self.schedule = data, schedule
+        self.data, self.schedule = data, check_schedule(schedule)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """ε(x, t) for x [B, C, H, W] and one t for the whole batch, int64 [B]."""

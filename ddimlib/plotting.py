@@ -97,13 +97,11 @@ def picture_format(path: str | Path) -> str:
 def check_picture(path: str | Path, shape: Sequence[int], columns: int, scale: int, border: int = 2) -> None:
     """Raise now, before the images of this shape [N, C, H, W] are drawn, if :func:`save_images` could not write them."""
     name, columns = picture_format(path), min(check_int("columns", columns, 1), shape[0])
-    sides = [
-        check_int("scale", scale, 1) * (count * (side + border) + border)
-        for count, side in ((columns, shape[-1]), (-(-shape[0] // columns), shape[-2]))
-    ]
-    if max(sides) > (16_383 if name == "WEBP" else 65_500) or sides[0] * sides[1] > LARGEST_PICTURE:
+    scale, rows = check_int("scale", scale, 1), -(-shape[0] // columns)
+    width, height = (scale * (n * (side + border) + border) for n, side in ((columns, shape[-1]), (rows, shape[-2])))
+    if max(width, height) > (16_383 if name == "WEBP" else 65_500) or width * height > LARGEST_PICTURE:
         fix = "lower --scale, or change --columns or --n"
-        raise ValueError(f"{path} would have {sides[0]}×{sides[1]} pixels, more than can be written; {fix}")
+        raise ValueError(f"{path} would have {width}×{height} pixels, more than can be written; {fix}")
 
 
 def save_images(images: Tensor, path: str | Path, columns: int = 10, scale: int = 1, border: int = 2) -> None:
@@ -124,9 +122,7 @@ def save_animation(
     """
     name, path, states = picture_format(path), check_output(path), list(states)
     if not states or (len(states) > 1 and name not in MOVING):
-        raise ValueError(
-            f"{path} cannot hold {len(states)} frames; a film has one or more, and a name in .gif or .webp"
-        )
+        raise ValueError(f"{path} cannot hold {len(states)} frames; a film has some, and ends in .gif or .webp")
     for x in states:
         check_floats("images", x)
         check_picture(path, x.shape, columns, scale, border)

@@ -117,7 +117,7 @@ class NoiseSchedule:
             noise: ε, the shape of `x_0`.
 
         Returns:
-            x_t, of `x_0`'s shape and the wider of the two dtypes. ValueError is raised when a shape, a dtype or t is not as said.
+            x_t, of `x_0`'s shape and the wider of the two dtypes. ValueError is raised when one of these is not as said.
         """
         check_pair("x_0", x_0, "noise", noise)
         signal, sigma = self._signal_and_noise(t, x_0)

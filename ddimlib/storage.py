@@ -200,7 +200,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def check_tensors(
     path: str | Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> None:
-    """Raise ValueError, naming the file and a tensor, unless names, shapes and dtypes are exactly those of `wanted`.
+    """Raise ValueError, naming the file and a tensor, unless names, shapes and dtypes are those of `wanted`, and all is finite.
 
     Args:
         path: the file that `found` was read from.
@@ -216,6 +216,8 @@ def check_tensors(
         right = dtype if dtype is not None and ours.is_floating_point() else ours.dtype
         if theirs.dtype != right:
             raise ValueError(f"the tensor {name} in {path} has dtype {theirs.dtype}, not {right}")
+        if theirs.is_floating_point() and not theirs.isfinite().all():
+            raise ValueError(f"the tensor {name} in {path} holds NaN or infinity")
 
 
 def _existing(path: str | Path) -> Path:

@@ -168,9 +168,7 @@ class UNet(nn.Module):
             raise ValueError(f"this network takes {wanted}, got {tuple(x.shape)}")
         for name, value in (("t", t), ("labels", t if labels is None else labels)):
             if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
-                raise KindError(
-                    f"{name} must be an int64 tensor [B], one for each of {len(x)} images, got {describe(value)}"
-                )
+                raise KindError(f"{name} must be int64 [B], one for each of {len(x)} images, got {describe(value)}")
         embedding = self.time_mlp(time_features(t, 64).to(x.dtype))
         if self.label_embedding is not None:
             if labels is None:
