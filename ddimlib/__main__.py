@@ -30,7 +30,7 @@ from ddimlib.evaluation import evaluate
 from ddimlib.inversion import invert
 from ddimlib.latents import SeededNoise, slerp
 from ddimlib.metrics import InceptionDistance, Judge, train_classifier
-from ddimlib.plotting import picture_format, save_animation, save_images
+from ddimlib.plotting import MOVING, check_picture, picture_format, save_animation, save_images
 from ddimlib.pretrained import available, build_model, load_model, load_pretrained, save_model
 from ddimlib.provenance import provenance, weights_digest
 from ddimlib.samplers import Clip, Eta, ddim, last, sample
@@ -290,19 +290,23 @@ class Sample(Drawing):
             self.n, self.steps, self.eta, self.spacing, self.seed, self.labels, self.guidance, self.clip, self.batch_size
         )  # fmt: skip
         check_output(self.out, folder=kind in ("pictures", "tensors"))
-        if self.columns < 1 or self.scale < 1:
-            raise ValueError(f"--columns and --scale must be at least 1, got {self.columns} and {self.scale}")
-        if kind in ("picture", "film") and (name := picture_format(self.out)) not in ("GIF", "WEBP") and kind == "film":
+        if kind in ("picture", "film") and (name := picture_format(self.out)) not in MOVING and kind == "film":
             raise ValueError(f"a film needs a name that ends in .gif or .webp, got {self.out} ({name})")
+        files = [f"{i:05d}.png" for i in range(self.n)] if kind == "pictures" else []
+        if left := sorted({path.name for path in Path(self.out).glob("[0-9]*.png")} - set(files) if files else ()):
+            raise ValueError(f"{self.out} holds {left[-1]} of a longer run; choose another folder, or empty it")
         if world_size() > 1 and kind != "tensors":
             raise ValueError(f"{self.out} is drawn by one process; under torchrun give --out a folder for tensors")
         model, schedule = load(self.model, self.device)
+        if kind != "tensors":
+            rows = (self.out, self.n, self.columns) if kind != "pictures" else (files[0], 1, 1)
+            check_picture(rows[0], (rows[1], *model.image_shape), rows[2], self.scale)
         if kind == "tensors":
             facts = provenance(self.device)
             sample_shards(model, schedule, config, self.out, facts, progress=not self.quiet)
             if rank() == 0:
-                files = f"{self.n} images in {len(config.shards())} files"
-                print(f"wrote {self.out}: {files}, and manifest.json about them")
+                count = len(config.shards())
+                print(f"wrote {self.out}: {self.n} images in {count} files, and manifest.json about them")
             return
         labels = config.labels_of(range(self.n))
         if kind == "film":
@@ -315,8 +319,8 @@ class Sample(Drawing):
             )  # fmt: skip
             if kind == "picture":
                 save_images(images, self.out, self.columns, self.scale)
-            for i, image in enumerate(images if kind == "pictures" else ()):
-                save_images(image[None], Path(self.out) / f"{i:05d}.png", 1, self.scale, border=0)
+            for file, image in zip(files, images, strict=False):
+                save_images(image[None], Path(self.out, file), 1, self.scale, border=0)
         print(f"wrote {self.out}: {self.n} images, {self.steps} steps, eta {self.eta}, seed {self.seed}")
 
     def _film(self, model: VelocityDenoiser, schedule: NoiseSchedule, labels: Tensor | None) -> None:
@@ -350,10 +354,11 @@ class Interpolate(Drawing):
     out: str = "interpolation.png"
 
     def run(self) -> None:
-        picture_format(check_output(self.out))
-        if self.n < 2 or self.scale < 1:
-            raise ValueError(f"--n must be at least 2 and --scale at least 1, got {self.n} and {self.scale}")
+        check_output(self.out)
+        if self.n < 2:
+            raise ValueError(f"--n must be at least 2, got {self.n}")
         model, schedule = load(self.model, self.device)
+        check_picture(self.out, (self.n, *model.image_shape), self.n, self.scale)
         a, b = (SeededNoise.from_seed(seed, 1).initial(model.image_shape) for seed in self.seeds)
         x_T = torch.cat([slerp(a, b, i / (self.n - 1)) for i in range(self.n)]).to(self.device)
         x_0 = sample(
@@ -388,8 +393,9 @@ class Invert(Drawing):
     out: str = "inversion.png"
 
     def run(self) -> None:
-        picture_format(check_output(self.out))
+        check_output(self.out)
         model, schedule = load(self.model, self.device)
+        check_picture(self.out, (3 * max(self.n, 1), *model.image_shape), max(self.n, 1), self.scale)
         visited = timesteps(schedule.T, self.steps, self.spacing)
         images, labels = images_of(self.data or self.model, self.root, self.n)
         x_0 = images.to(self.device)
@@ -513,8 +519,9 @@ class MakeJudge(Command):
         print(f"wrote {self.out}: test accuracy {judge.facts['test_accuracy']:.2%}, floor {judge.facts['floor']:.4f}")
 
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-NO_PICTURES = {".npz", ".npy", ".pt", ".safetensors", ".zip", ".mp4", ".svg", ".txt", ".json", ".csv", ".pdf", ".avi"}
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
+NO_PICTURES = {".npz", ".npy", ".pt", ".safetensors", ".zip", ".mp4", ".svg", ".txt", ".json", ".csv", ".pdf", ".avi",
+               ".eps", ".psd", ".gz", ".h5"}  # fmt: skip
 
 COMMANDS = {
     "train": Train, "sample": Sample, "interpolate": Interpolate, "invert": Invert, "evaluate": Evaluate,
@@ -558,7 +565,8 @@ def images_of(data: str, root: str, n: int) -> tuple[Tensor, Tensor | None]:
     if data in bundled_samples():
         images, labels = bundled_sample(data)
     else:
-        pixels, labels = load_dataset(data, root, train=False)
+        part = data in DATASETS or any(Path(data, name).is_dir() for name in ("train", "test"))
+        pixels, labels = load_dataset(data, root, train=not part)  # a folder without parts is all for training
         images = to_model_range(pixels[: max(n, 1)])
     if not 1 <= n <= len(images):
         raise ValueError(f"--n must lie in 1..{len(images)}, the number of images at hand, got {n}")

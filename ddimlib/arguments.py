@@ -40,11 +40,28 @@ def check_number(
             value = value.item()
         if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
             raise KindError(f"{name} must be a number, got {describe(value)}{fix and '; ' + fix}")
+        try:
+            value = float(value)
+        except OverflowError:  # a whole number of more than 308 digits
+            value = math.inf
     if not (math.isfinite(value) and low <= value <= high and not (above and value == low)):
         limit = f" {'above' if above else 'of at least'} {low:g}" if low > -math.inf else ""
-        limit += f", at most {high:g}" if high < math.inf else ""
+        limit += f", at most {high:.9g}" if high < math.inf else ""
         raise ValueError(f"{name} must be a finite number{limit}, got {value}{fix and '; ' + fix}")
-    return float(value)
+    return value
+
+
+def as_numbers(name: str, values: Any, dtype: torch.dtype | None = None, fix: str = "") -> Tensor:
+    """A number, a list or an array as a tensor on the host; a tensor stays where it is. Raises for all else, and for bools."""
+    try:
+        if isinstance(values, list | tuple) and any(isinstance(value, bool) for value in values):
+            raise TypeError  # torch takes True for 1
+        found = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=dtype, device="cpu")
+        if dtype is not None and found.is_complex():
+            raise TypeError
+        return found if dtype is None else found.detach().to("cpu", dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise KindError(f"{name} must be numbers, got {describe(values)}{fix and '; ' + fix}") from error
 
 
 def check_floats(name: str, x: Any, fix: str = "") -> None:
@@ -111,10 +128,7 @@ def check_labels(labels: Any, num_classes: int | None, n: int | None = None) -> 
             "labels were given, but this network was built without classes; leave the labels out, or set num_classes on a "
             "network of your own that is called as model(x, t, labels)"
         )
-    try:
-        found = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise KindError(f"labels must be integers, got {describe(labels)}; use a list such as [3, 1, 4]") from error
+    found = as_numbers("labels", labels, fix="use a list such as [3, 1, 4]")
     if found.dtype not in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64) or found.ndim > 1:
         raise ValueError(
             f"labels must be int64 [B], got {found.dtype} {tuple(found.shape)}; use a list or a tensor such as [3, 1, 4]"

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from ddimlib.arguments import check_floats
+from ddimlib.arguments import KindError, check_bytes, check_finite, describe
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 
@@ -34,19 +34,21 @@ LARGEST = 1024 * 1024
 
 def to_model_range(images: Tensor) -> Tensor:
     """Bytes 0..255 to float32 in [-1, 1], the range that the forward process assumes (Ho et al. 2020, section 3.3)."""
-    if images.dtype != torch.uint8:
-        raise ValueError(f"to_model_range takes bytes 0..255, got {images.dtype}; images in [0, 1] become 2 * x - 1")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+        fix = "torch.from_numpy makes a tensor of an array, and images in [0, 1] become 2 * x - 1"
+        raise KindError(f"to_model_range takes bytes 0..255 as a tensor uint8, got {describe(images)}; {fix}")
     return images.float() / 127.5 - 1
 
 
 def to_bytes(images: Tensor) -> Tensor:
     """Floating-point images in the model range [-1, 1] to bytes 0..255; what lies outside is clipped."""
-    check_floats("images", images)
+    check_finite("images", images, batch=False)
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def with_channels(images: Tensor, channels: int) -> Tensor:
     """Bytes [N, C, H, W] with so many channels: grey repeated in three, colour weighed into one as the eye does."""
+    check_bytes("images", images)
     if channels == images.shape[1]:
         return images
     if {channels, images.shape[1]} != {1, 3}:
@@ -160,9 +162,9 @@ def _classes(folder: Path) -> dict[str, list[Path]]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """All pictures below a folder, in order. Links are followed, but no folder is entered twice."""
+    """All pictures below a folder, in order. Links are followed, but neither upwards nor into a folder for a second time."""
     found: list[Path] = []
-    entered: set[str] = set()
+    entered = {str(above) for above in Path(os.path.realpath(folder)).parents}  # other classes lie there
     for place, folders, files in os.walk(folder, followlinks=True):
         if os.path.realpath(place) in entered:
             folders.clear()
@@ -179,7 +181,8 @@ def _is_hidden(name: str) -> bool:
 
 def _is_picture(path: Path) -> bool:
     Image.init()
-    return not _is_hidden(path.name) and not path.is_dir() and path.suffix.lower() in Image.registered_extensions()
+    readable = Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN
+    return readable and not _is_hidden(path.name) and not path.is_dir()
 
 
 @contextmanager

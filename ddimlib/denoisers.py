@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ddimlib.arguments import KindError, check_as_many, check_finite, check_floats, check_labels, check_number, describe
-from ddimlib.schedule import NoiseSchedule
+from ddimlib.schedule import NoiseSchedule, check_schedule
 from ddimlib.timesteps import Steps, check_timesteps
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -40,8 +40,7 @@ def said_by(model: Any, name: str) -> Any:
 
 def check_model(model: Any, schedule: Any) -> None:
     """Raise unless `model` can be called, `schedule` is one, and it is the model's own where the model knows its own."""
-    if not isinstance(schedule, NoiseSchedule):
-        raise KindError(f"schedule must be a NoiseSchedule, got {describe(schedule)}; models come with theirs")
+    check_schedule(schedule)
     if not callable(model):
         fix = 'model, schedule = load_pretrained("mnist") gives one'
         raise KindError(f"model must be a callable eps = model(x, t), got {describe(model)}; {fix}")
@@ -206,9 +205,8 @@ class PredictionDenoiser(nn.Module):
             self.image_shape = network.image_shape
         if prediction == "eps":
             return
-        if not isinstance(schedule, NoiseSchedule):
-            raise KindError(f"to read {prediction} as noise, pass the network's schedule, got {describe(schedule)}")
-        signal, sigma = schedule.alpha_bar.sqrt(), (1 - schedule.alpha_bar).sqrt()
+        ab = check_schedule(schedule).alpha_bar
+        signal, sigma = ab.sqrt(), (1 - ab).sqrt()
         of_x, of_output = (sigma, signal) if prediction == "v" else (1 / sigma, -signal / sigma)
         silent = signal == 0
         # tables on the network's device: looking t up must not wait for the host
@@ -256,9 +254,9 @@ class DiffusersDenoiser(PredictionDenoiser):
     def __init__(
         self, unet: Any, num_classes: int | None = None, prediction: str = "eps", schedule: NoiseSchedule | None = None
     ) -> None:
-        if hasattr(unet, "unet"):
-            fix = "pass its unet, and prediction=pipeline.scheduler.config.prediction_type"
-            raise KindError(f"this is a pipeline; {fix}")
+        if hasattr(unet, "unet") or not hasattr(unet, "config"):
+            fix = "of a pipeline, pass its unet, and prediction=pipeline.scheduler.config.prediction_type"
+            raise KindError(f"unet must be a network of diffusers, got {describe(unet)}; {fix}")
         super().__init__(unet, schedule, DIFFUSERS_WORDS.get(prediction, prediction))  # type: ignore[arg-type]
         self.label_rows = unet.config.num_class_embeds
         self.num_classes = self.label_rows if num_classes is None else num_classes
@@ -303,7 +301,7 @@ class GuidedDenoiser(LabelledDenoiser):
 
     def __init__(self, model: Any, labels: Labels, scale: float) -> None:
         super().__init__(model, labels)
-        self.scale = check_number("the guidance scale", scale, 0, fix="1 means no guidance")
+        self.scale = check_number("the guidance scale", scale, 0, 1e4, fix="1 means no guidance")
         self.none, rows = int(said_by(model, "num_classes")), said_by(model, "label_rows")
         if rows is not None and rows <= self.none:
             fix = f"if its last one means 'none', use DiffusersDenoiser(unet, num_classes={rows - 1})"
@@ -319,7 +317,7 @@ class GuidedDenoiser(LabelledDenoiser):
 
 def check_guidance(guidance: float, labels: Any) -> None:
     """Raise unless `guidance` is finite and at least 0, and has labels to guide towards where it is not 1."""
-    if check_number("guidance", guidance, 0, fix="1 is none") != 1 and labels is None:
+    if check_number("guidance", guidance, 0, 1e4, fix="1 is none") != 1 and labels is None:
         raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
 
 

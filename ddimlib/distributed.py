@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from ddimlib.arguments import check_int, check_labels
+from ddimlib.arguments import as_numbers, check_int, check_labels
 from ddimlib.data import to_bytes
 from ddimlib.denoisers import VelocityDenoiser, check_guidance
 from ddimlib.provenance import check_settings, model_settings
@@ -134,7 +134,7 @@ class SamplingConfig:
     Attributes:
         n: number of images.
         steps, eta, spacing, seed, guidance, clip: see :func:`ddimlib.sample`.
-        labels: classes to draw, in turn: image i is of class labels[i % len(labels)]. None: the network chooses.
+        labels: a class, or classes to draw in turn: image i is of class labels[i % len(labels)]. None: the network chooses.
         batch_size: images at a time, always exactly so many, and images in a file.
     """
 
@@ -149,10 +149,10 @@ class SamplingConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("n", "steps", "batch_size"):
-            check_int(name, getattr(self, name), 1)
+        for name, most in (("n", 10**8), ("steps", None), ("batch_size", None)):
+            check_int(name, getattr(self, name), 1, most)
         check_int("seed", self.seed, 0, 2**32 - 1)
-        if self.labels is not None and len(self.labels) == 0:
+        if self.labels is not None and not as_numbers("labels", self.labels).numel():
             raise ValueError("labels is empty; name at least one class, or pass None")
         check_guidance(self.guidance, self.labels)
         check_clip(self.clip)
@@ -164,7 +164,10 @@ class SamplingConfig:
 
     def labels_of(self, images: range) -> Tensor | None:
         """The classes of these images, int64; None: the network chooses."""
-        return None if self.labels is None else torch.tensor([self.labels[i % len(self.labels)] for i in images])
+        if self.labels is None:
+            return None
+        labels = as_numbers("labels", self.labels).reshape(-1)  # one class may stand for itself
+        return labels[torch.arange(images.start, images.stop) % len(labels)]
 
 
 def sample_shards(
@@ -206,7 +209,7 @@ def sample_shards(
     out, size = Path(out), config.batch_size
     ddim_sigma(schedule, timesteps(schedule.T, config.steps, config.spacing)[0], 0, config.eta)
     if config.labels is not None:
-        check_labels(list(config.labels), model.num_classes)
+        check_labels(config.labels, model.num_classes)
     settings = model_settings(model, schedule) | {"shape": list(model.image_shape)} | asdict(config)
     if any(other != settings for other in exchange(settings)):
         raise ValueError("the processes differ in network or settings; give all of them the same files and options")
@@ -238,10 +241,10 @@ def load_samples(folder: str | Path) -> tuple[Tensor, Tensor | None]:
         ValueError: when the run is not complete, or a file is not what it should be.
     """
     folder = Path(folder)
-    if not (folder / MANIFEST).exists():
+    manifest = _read_manifest(folder)
+    if not manifest:
         raise FileNotFoundError(f"no file {folder / MANIFEST}; `ddimlib sample --out {folder}` writes it")
-    manifest = read_json(folder / MANIFEST)
-    if not manifest.get("complete"):
+    if not manifest["complete"]:
         raise ValueError(f"the run in {folder} is not complete; start its command again to draw the rest")
     try:
         settings = manifest["settings"]
@@ -251,6 +254,17 @@ def load_samples(folder: str | Path) -> tuple[Tensor, Tensor | None]:
     shards = [_read_shard(folder / name, settings, config, images) for name, images in config.shards().items()]
     labels = None if config.labels is None else torch.cat([shard["labels"] for shard in shards])[: config.n]
     return torch.cat([shard["images"] for shard in shards])[: config.n], labels
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """What the folder says of itself; nothing, if it says nothing yet."""
+    if not (folder / MANIFEST).exists():
+        return {}
+    manifest = read_json(folder / MANIFEST)
+    kinds = {"settings": dict, "n": int, "complete": bool, "provenance": list}
+    if wrong := [key for key, kind in kinds.items() if type(manifest.get(key)) is not kind]:
+        raise ValueError(f"{folder / MANIFEST} does not describe a run of images ({', '.join(wrong)}); restore it")
+    return manifest
 
 
 def _read_shard(path: Path, settings: dict[str, Any], config: SamplingConfig, images: range) -> dict[str, Tensor]:
@@ -274,10 +288,10 @@ def _read_shard(path: Path, settings: dict[str, Any], config: SamplingConfig, im
 def _resume(out: Path, settings: dict[str, Any], config: SamplingConfig, facts: dict[str, Any]) -> list[str]:
     """The names of the files that are missing in the folder; those that are there are checked."""
     check_output(out, folder=True)
-    manifest = read_json(out / MANIFEST) if (out / MANIFEST).exists() else {}
+    manifest = _read_manifest(out)
     if manifest:
-        check_settings(out / MANIFEST, manifest.get("settings"), settings)
-        if manifest.get("n", 0) > config.n:
+        check_settings(out / MANIFEST, manifest["settings"], settings)
+        if manifest["n"] > config.n:
             raise ValueError(f"{out} holds n = {manifest['n']} images, more than {config.n}; choose another folder")
     missing = []
     for name, images in config.shards().items():
@@ -294,8 +308,10 @@ def _write_manifest(
     out: Path, settings: dict[str, Any], n: int, complete: bool, facts: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     with locked(out / MANIFEST):
-        starts = read_json(out / MANIFEST).get("provenance", []) if (out / MANIFEST).exists() else []
-        starts += [facts] if facts else []
+        before = _read_manifest(out)
+        if before:  # another run may have begun since this one looked
+            check_settings(out / MANIFEST, before["settings"], settings)
+        starts = before.get("provenance", []) + ([facts] if facts else [])
         manifest = {"settings": settings, "n": n, "complete": complete, "provenance": starts}
         write_json(out / MANIFEST, manifest)
     return manifest

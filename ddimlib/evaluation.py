@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ddimlib.acceleration import accelerate
+from ddimlib.arguments import check_int
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.metrics import InceptionDistance, Judge
 from ddimlib.provenance import check_settings, model_settings
@@ -78,13 +79,20 @@ def evaluate(
         ValueError: before the first image, when an argument is out of range, the judge knows other classes than the network, or
             `out` belongs to another network, judge or settings; OSError, when it cannot be written.
     """
-    if n < 2 or batch_size < 1:
-        raise ValueError(f"n must be at least 2 and batch_size at least 1, got {n} and {batch_size}")
+    n, batch_size = check_int("n", n, 2, 10**7), check_int("batch_size", batch_size, 1)
+    if not (steps and etas):
+        raise ValueError(
+            f"a table needs one row or more, got steps = {steps} and etas = {etas}; name at least one of each"
+        )
     for S, eta in product(steps, etas):
         ddim_sigma(schedule, timesteps(schedule.T, S, spacing)[0], 0, eta)
     theirs = judge.facts.get("num_classes", model.num_classes)
     if model.num_classes is not None and theirs != model.num_classes:
         known = f"the judge knows {theirs} classes, the network {model.num_classes}"
+        raise ValueError(f"{known}; take the judge of its data")
+    channels = judge.facts.get("channels", model.image_shape[0])
+    if channels != model.image_shape[0]:
+        known = f"the judge takes images of {channels} channels, the network draws {model.image_shape[0]}"
         raise ValueError(f"{known}; take the judge of its data")
     settings = model_settings(model, schedule) | {
         "samples": n, "spacing": spacing, "guidance": guidance, "seed": seed, "judge": judge.digest(),
@@ -139,7 +147,7 @@ def open_table(out: Path, settings: dict[str, Any], facts: dict[str, Any], **mor
 
 def missing_rows(table: dict[str, Any], **wanted: Sequence[Any]) -> list[tuple[Any, ...]]:
     """All combinations of the values of the named columns that are not among the rows, each once."""
-    done = {tuple(row[name] for name in wanted) for row in table["rows"]}
+    done = {tuple(row.get(name) for name in wanted) for row in table["rows"]}
     return [values for values in dict.fromkeys(product(*wanted.values())) if values not in done]
 
 
@@ -147,7 +155,7 @@ def add_row(out: Path, table: dict[str, Any], row: dict[str, Any], names: Sequen
     """Add a row to the table and to its file, together with the rows that other commands have added there meanwhile."""
     with locked(out):
         _merge(out, table)
-        if not any(all(other[name] == row[name] for name in names) for other in table["rows"]):
+        if not any(all(other.get(name) == row[name] for name in names) for other in table["rows"]):
             table["rows"].append(row)
         write_json(out, table)
 
@@ -158,7 +166,8 @@ def _merge(out: Path, table: dict[str, Any]) -> None:
         return
     found = read_json(out)
     check_settings(out, found.get("settings"), table["settings"])
-    if not (isinstance(found.get("rows"), list) and isinstance(found.get("provenance"), list)):
+    lists = [found.get("rows"), found.get("provenance")]
+    if not all(isinstance(x, list) and all(isinstance(entry, dict) for entry in x) for x in lists):
         raise ValueError(f"{out} holds no table: it lacks rows or provenance; choose another file, or remove that one")
     table["provenance"] = [f for f in found["provenance"] if f not in table["provenance"]] + table["provenance"]
     table["rows"] = found["rows"]

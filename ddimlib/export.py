@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ddimlib.denoisers import PredictionDenoiser
-from ddimlib.storage import write_atomically
+from ddimlib.storage import check_output, write_atomically
 
 if TYPE_CHECKING:
     import onnx
@@ -39,7 +39,8 @@ def export_onnx(model: PredictionDenoiser, path: str | Path) -> None:
     except ModuleNotFoundError as error:
         fix = "install what it needs with: pip install onnx onnxscript"
         raise ModuleNotFoundError(f"exporting needs the package {error.name}; {fix}") from error
-    schedule = model.schedule
+    check_output(path)
+    schedule = getattr(model, "schedule", None)
     if schedule is None:
         raise ValueError(
             "this model does not know its schedule, which a sampler needs; pass it when wrapping the network"

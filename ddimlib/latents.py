@@ -22,10 +22,10 @@ def sample_seeds(seed: int, n: int, start: int = 0) -> list[int]:
     """Seeds of samples start, …, start + n - 1 of the run `seed`: well mixed, so that runs 0 and 1 share no sample.
 
     Raises:
-        ValueError: when `seed` or `start` is outside 0..2³²-1 (beyond, two runs would share samples), or n is negative.
+        ValueError: when `seed` or a sample is outside 0..2³²-1 (beyond, two runs would share samples), or n is negative.
     """
     seed, start = check_int("seed", seed, 0, MOST_SEEDS - 1), check_int("start", start, 0, MOST_SEEDS - 1)
-    return [mixed_seed(seed, i) for i in range(start, start + check_int("n", n, 0))]
+    return [mixed_seed(seed, i) for i in range(start, start + check_int("n", n, 0, MOST_SEEDS - start))]
 
 
 class SeededNoise:
@@ -61,6 +61,8 @@ class SeededNoise:
 
     def draw(self, shape: Sequence[int]) -> Tensor:
         """The next N(0, I) draw, one for each sample: float32 on the CPU, [B, …] with `shape` for each."""
+        if not isinstance(shape, Sequence | np.ndarray | Tensor):
+            raise KindError(f"shape must be that of one sample, such as (1, 28, 28), got {describe(shape)}")
         size = [check_int("each entry of shape", n, 1) for n in shape]
         draws = [torch.randn(size, generator=g, dtype=torch.float32, device="cpu") for g in self._generators]
         return torch.stack(draws) if draws else torch.empty(0, *size, dtype=torch.float32, device="cpu")
@@ -118,10 +120,11 @@ def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
     Between independent Gaussian latents the norm sags, to √½ of theirs at u = ½ (the book, chapter 8).
 
     Args:
-        a, b: [B, …], floating point, finite, same shape.
+        a, b: [B, …], floating point, finite, same shape; the result has the dtype of a.
         weight: u, finite; in [0, 1] between a and b.
     """
-    return torch.lerp(a, b, _check_path(a, b, weight))
+    weight = _check_path(a, b, weight)
+    return torch.lerp(a, b.to(a.dtype), weight)
 
 
 def slerp(a: Tensor, b: Tensor, weight: float) -> Tensor:

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddimlib.arguments import check_as_many, check_images
+from ddimlib.arguments import check_images, check_int, check_labels
 from ddimlib.data import DATASETS, PRETRAINED, load_dataset, to_bytes, to_model_range
+from ddimlib.denoisers import Labels
 from ddimlib.storage import check_tensors, digest, read_tensors, write_tensors
 
 if TYPE_CHECKING:
@@ -173,9 +174,19 @@ class Judge:
     @torch.no_grad()
     def observe_real(self, images: Tensor) -> None:
         """Add real images, [N, C, H, W] in [-1, 1], to the reference."""
-        check_images("images", images)
-        for part in images.split(500):
+        for part in self._parts(images):
             self._metric.update(part, real=True)
+
+    def _parts(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The images, float32, in parts that fit into memory."""
+        check_images("images", images)
+        channels = self.facts.get("channels", images.shape[1])
+        if images.shape[1] != channels or any(side % 2 or side < 8 for side in images.shape[2:]):
+            wanted = f"[N, {channels}, H, W], H and W even and at least 8"
+            raise ValueError(
+                f"this judge takes images {wanted}, got {tuple(images.shape)}; take the judge of their data"
+            )
+        return images.float().split(500)
 
     def reference_state(self) -> dict[str, Tensor]:
         """Sums over the features of the real images: enough for the Fréchet distance, and far smaller than they are."""
@@ -186,12 +197,11 @@ class Judge:
     @torch.no_grad()
     def predict(self, images: Tensor) -> Tensor:
         """The most likely class of each image, [N, C, H, W] in [-1, 1]: int64 [N]."""
-        check_images("images", images)
-        return torch.cat([self.classifier(part.to(self.device)).argmax(1).cpu() for part in images.split(500)])
+        return torch.cat([self.classifier(part.to(self.device)).argmax(1).cpu() for part in self._parts(images)])
 
-    def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Share of the images, in [0, 1], that are recognised as their label, int64 [N]."""
-        check_as_many(labels, len(images))
+    def accuracy(self, images: Tensor, labels: Labels) -> float:
+        """Share of the images, in [0, 1], that are recognised as their label; labels as for a network."""
+        labels = check_labels(labels, self.facts.get("num_classes", 10**6), len(images))
         return float((self.predict(images) == labels.cpu()).double().mean())
 
     @torch.no_grad()
@@ -204,11 +214,11 @@ class Judge:
         Raises:
             ValueError: with fewer than 2 images.
         """
-        check_images("images", images)
+        parts = self._parts(images)
         if len(images) < 2:
             raise ValueError(f"a Fréchet distance needs at least 2 images, got {len(images)}")
         self._metric.reset()
-        for part in images.split(500):
+        for part in parts:
             self._metric.update(part, real=False)
         return float(self._metric.compute())
 
@@ -340,8 +350,8 @@ def train_classifier(
         ValueError: when the images have no two classes, or an odd height or width; when the classifier ends no better than one
             that always names the most frequent class, so that it could judge nothing.
     """
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {epochs}")
+    epochs = None if epochs is None else check_int("epochs", epochs, 1)
+    seed = check_int("seed", seed, 0, 2**63 - 1)
     images, labels = load_dataset(name, root, train=True)
     test_images, test_labels = load_dataset(name, root, train=False)
     if labels is None or test_labels is None or int(labels.max()) < 1:

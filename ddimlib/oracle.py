@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ddimlib.arguments import check_floats, check_int, check_number
-from ddimlib.schedule import NoiseSchedule
+from ddimlib.arguments import as_numbers, check_floats, check_int, check_number
+from ddimlib.schedule import NoiseSchedule, check_schedule
 
 
 class GaussianMixture:
@@ -26,13 +26,11 @@ class GaussianMixture:
     def __init__(
         self, means: Tensor, stds: Sequence[float] | Tensor, weights: Sequence[float] | Tensor | None = None
     ) -> None:
-        self.means, self.stds, self.weights = (
-            torch.as_tensor(x, dtype=torch.float64, device="cpu")
-            for x in (means, stds, torch.ones(len(stds), device="cpu") if weights is None else weights)
-        )
-        if not len(self.means) == len(self.stds) == len(self.weights):
-            counts = f"{len(self.means)} means, {len(self.stds)} stds, {len(self.weights)} weights"
-            raise ValueError(f"{counts}; give one of each per component")
+        self.means, self.stds = (as_numbers(*x, torch.float64) for x in (("means", means), ("stds", stds)))
+        self.weights = torch.ones_like(self.stds) if weights is None else as_numbers("weights", weights, torch.float64)
+        shapes = [tuple(x.shape) for x in (self.means, self.stds, self.weights)]
+        if not (shapes[0] and shapes[0][:1] == shapes[1] == shapes[2] != (0,)):
+            raise ValueError(f"each component has one of means, stds and weights, got the shapes {shapes}")
         if not self.means.isfinite().all():
             raise ValueError("a mean is NaN or infinite; every component needs a place")
         if not ((self.stds >= 0) & (self.weights > 0) & (self.stds + self.weights).isfinite()).all():
@@ -72,6 +70,9 @@ class GaussianMixture:
     def _inputs(self, x: Tensor, alpha_bar: float) -> tuple[Tensor, Tensor]:
         """x in float64 on the CPU, and v_k [K]."""
         check_floats("x", x)
+        shape = self.means.shape[1:]
+        if x.ndim != self.means.ndim or any(m not in (1, n) for m, n in zip(shape, x.shape[1:], strict=True)):
+            raise ValueError(f"x must be [B, …] as the means are, {tuple(shape)} each, got {tuple(x.shape)}")
         check_number("alpha_bar", alpha_bar, 0, 1)
         v = alpha_bar * self.stds**2 + 1 - alpha_bar
         if not (v > 0).all():
@@ -93,13 +94,14 @@ class MixtureDenoiser:
     prediction = "v"
 
     def __init__(self, data: GaussianMixture, schedule: NoiseSchedule) -> None:
-        self.data, self.schedule = data, schedule
+        self.data, self.schedule = data, check_schedule(schedule)
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """ε(x, t) for x [B, C, H, W] and one t for the whole batch, int64 [B]."""
-        if not (t == t[0]).all():
-            raise ValueError("the exact denoiser takes one t for the whole batch")
-        alpha_bar = self.schedule.ab[int(self.schedule.check_time(t, first=1)[0])]  # type: ignore[index]
+        times = torch.as_tensor(self.schedule.check_time(t, first=1)).unique()
+        if len(times) != 1:
+            raise ValueError(f"the exact denoiser takes one t for the whole batch, got {times.tolist()}")
+        alpha_bar = self.schedule.ab[int(times)]
         if alpha_bar == 0:
             mean = torch.tensordot(self.data.weights, self.data.means, dims=1)
             return (0 * x - mean.to(x.dtype).to(x.device)).expand_as(x)
@@ -108,4 +110,4 @@ class MixtureDenoiser:
 
 def gaussian(mean: float = 0.0, std: float = 1.0) -> GaussianMixture:
     """One Gaussian, N(mean, std²) in every pixel; std = 0 is a point mass."""
-    return GaussianMixture(torch.full((1, 1, 1, 1), mean, dtype=torch.float64, device="cpu"), [std])
+    return GaussianMixture(as_numbers("mean", [mean], torch.float64).reshape(-1, 1, 1, 1), [std])

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from ddimlib.arguments import KindError, check_batch, check_floats, check_int, describe
 from ddimlib.data import to_bytes
 from ddimlib.storage import check_output, write_atomically
 from ddimlib.twin import draw_twice
@@ -23,6 +24,13 @@ COLORS = {
     "grey": "#6B6B6B",
 }  # fmt: skip
 """Okabe and Ito's palette (2008); the first five are the default cycle, used together with different line styles."""
+
+
+LARGEST_PICTURE = 2**26
+"""Pixels of a picture that is written, at most: more takes minutes, and gigabytes of memory."""
+
+MOVING = ("GIF", "WEBP")
+"""Formats of films."""
 
 
 def use_book_style() -> None:
@@ -60,10 +68,12 @@ def image_grid(images: Tensor, columns: int, border: int = 2) -> Tensor:
 
     Around each image are `border` grey pixels.
     """
-    if images.ndim != 4 or columns < 1:
-        raise ValueError(f"images must be [N, C, H, W] and columns at least 1, got {tuple(images.shape)} and {columns}")
-    n, _, height, width = images.shape
-    columns = min(columns, n)
+    check_floats("images", images)
+    check_batch("images", images)
+    n, channels, height, width = images.shape
+    if channels not in (1, 3):
+        raise ValueError(f"a picture has 1 or 3 channels, got {channels}; show one of them as images[:, :1]")
+    columns, border = min(check_int("columns", columns, 1), n), check_int("border", border, 0)
     rows = -(-n // columns)
     # each image brings its left and upper border; the others close the picture
     cells = F.pad(to_bytes(images.detach().cpu()).expand(n, 3, height, width), (border, 0, border, 0), value=128)
@@ -84,6 +94,16 @@ def picture_format(path: str | Path) -> str:
     return name
 
 
+def check_picture(path: str | Path, shape: Sequence[int], columns: int, scale: int, border: int = 2) -> None:
+    """Raise now, before the images of this shape [N, C, H, W] are drawn, if :func:`save_images` could not write them."""
+    name, columns = picture_format(path), min(check_int("columns", columns, 1), shape[0])
+    scale, rows = check_int("scale", scale, 1), -(-shape[0] // columns)
+    width, height = (scale * (n * (side + border) + border) for n, side in ((columns, shape[-1]), (rows, shape[-2])))
+    if max(width, height) > (16_383 if name == "WEBP" else 65_500) or width * height > LARGEST_PICTURE:
+        fix = "lower --scale, or change --columns or --n"
+        raise ValueError(f"{path} would have {width}×{height} pixels, more than can be written; {fix}")
+
+
 def save_images(images: Tensor, path: str | Path, columns: int = 10, scale: int = 1, border: int = 2) -> None:
     """Write images in [-1, 1], [N, C, H, W], as one picture: a grid of so many columns, each pixel `scale` times as large.
 
@@ -100,9 +120,12 @@ def save_animation(
 
     Args, errors: as for :func:`save_images`.
     """
-    if scale < 1:
-        raise ValueError(f"scale must be at least 1, got {scale}")
-    name, path = picture_format(path), check_output(path)
+    name, path, states = picture_format(path), check_output(path), list(states)
+    if not states or (len(states) > 1 and name not in MOVING):
+        raise ValueError(f"{path} cannot hold {len(states)} frames; a film has some, and ends in .gif or .webp")
+    for x in states:
+        check_floats("images", x)
+        check_picture(path, x.shape, columns, scale, border)
     grids = [image_grid(x, columns, border).repeat_interleave(scale, 1).repeat_interleave(scale, 2) for x in states]
     frames = [Image.fromarray(grid.permute(1, 2, 0).numpy()) for grid in grids]
     options: dict[str, Any] = {"quality": 95} if name == "JPEG" else {}
@@ -146,8 +169,8 @@ def show_images(
 
 def show_rows(rows: Mapping[str, Tensor], title: str | None = None, width: float = 7.0) -> Figure:
     """Draw one row of images for each entry, its name at the left. Each value is [N, C, H, W] in [-1, 1]."""
-    if not rows:
-        raise ValueError("show_rows needs at least one row")
+    if not isinstance(rows, Mapping) or not rows:
+        raise KindError(f"show_rows takes at least one row, {{name: images}}, got {describe(rows)}")
     columns = max(len(images) for images in rows.values())
     grids = [image_grid(_padded(images, columns), columns) for images in rows.values()]
     picture = torch.cat([grids[0][:, :2], *(grid[:, 2:] for grid in grids)], dim=1)

@@ -60,6 +60,9 @@ def save_model(
     if not arguments:
         fix = "pass its arguments as `network`, or use build_model"
         raise TypeError(f"this UNet does not know what it was made with; {fix}")
+    made = UNet(**network) if network else unet
+    if {k: v.shape for k, v in made.state_dict().items()} != {k: v.shape for k, v in unet.state_dict().items()}:
+        raise ValueError(f"`network` makes another UNet than the one to be stored, got {arguments}")
     weights = {f"network.{k}": v.half() if half else v for k, v in unet.state_dict().items()}
     if bad := [name for name, value in weights.items() if not value.isfinite().all()]:
         raise ValueError(f"{bad[0]} holds NaN or infinity{' as float16' if half else ''}; such a model is not stored")
@@ -84,8 +87,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> tuple[Ve
         model = build_model(network, schedule)
         dtype = next(iter(tensors.values())).dtype if tensors else torch.float32
         check_tensors(path, tensors, model.state_dict(), dtype if dtype.is_floating_point else torch.float32)
-        if bad := [name for name, value in tensors.items() if not value.isfinite().all()]:
-            raise ValueError(f"{bad[0]} holds NaN or infinity")
         model.load_state_dict(tensors)
     except (TypeError, ValueError, RuntimeError, ArithmeticError, IndexError) as error:
         reason = str(error) if str(path) in str(error) else f"{path} holds no model that can be built ({error})"

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ddimlib.arguments import KindError, check_finite, check_int, check_labels, check_number, check_pair, describe
 from ddimlib.denoisers import Denoiser, Labels, begin, check_guidance, check_model, conditioned, said_by
 from ddimlib.latents import Noise, SeededNoise, noise_source
-from ddimlib.schedule import NoiseSchedule
+from ddimlib.schedule import NoiseSchedule, check_schedule
 from ddimlib.timesteps import Spacing, Steps, check_timesteps
 
 Eta = float | Literal["hat"]
@@ -31,6 +31,7 @@ def ddim_sigma(schedule: NoiseSchedule, t: int, prev: int, eta: Eta) -> float:
     equation 16). "hat" is the paper's larger σ̂ = √(1 - ᾱ_t/ᾱ_prev) (section 5), but no noise on the step to t = 0.
     The book, chapters 4 and 6. t and prev lie in 0..T; where η > 0, prev < t.
     """
+    check_schedule(schedule)
     check_int("t", t, 0, schedule.T)
     check_int("prev", prev, 0, schedule.T, fix="the last step goes to t = 0")
     if eta != "hat":
@@ -209,9 +210,9 @@ def sample(
         if shape is not None and tuple(shape) != tuple(x_T.shape):
             raise ValueError(f"shape is {tuple(shape)}, but x_T has {tuple(x_T.shape)}; leave shape out")
         shape = x_T.shape
-    if not isinstance(shape, Sequence) or len(shape) != 4 or min(shape) < 1:
+    if not isinstance(shape, Sequence) or len(shape) != 4:
         raise ValueError(f"shape must be (N, C, H, W), each at least 1, got {describe(shape)}; or give x_T")
-    n, *image = (check_int("each entry of shape", size, 1) for size in shape)
+    n, *image = (check_int("each entry of shape", size, 1, 2**31 - 1) for size in shape)
     batch_size, first = check_int("batch_size", batch_size, 1), check_int("first", first, 0)
     check_model(model, schedule)
     seed = int(torch.randint(2**32, (), dtype=torch.int64, device="cpu")) if seed is None else seed
@@ -268,7 +269,7 @@ def _limited(x_0: Tensor, clip: float | Literal["dynamic"]) -> Tensor:
     """x̂_0 in [-clip, clip]; or, "dynamic", in [-s, s] and divided by s, the 99.5th percentile of its sizes, at least 1
     (Saharia et al. 2022, section 2.3)."""
     if clip != "dynamic":
-        return x_0.clamp(-clip, clip)
+        return x_0.clamp(-float(clip), float(clip))
     sizes = x_0.abs().flatten(1)
     s = sizes.to(torch.promote_types(sizes.dtype, torch.float32)).quantile(0.995, dim=1).clamp(min=1)
     s = s.to(x_0.dtype).reshape(-1, *[1] * (x_0.ndim - 1))
@@ -278,7 +279,7 @@ def _limited(x_0: Tensor, clip: float | Literal["dynamic"]) -> Tensor:
 def check_clip(clip: Clip) -> None:
     """Raise unless `clip` is as :data:`Clip` says."""
     if clip is not None and clip != "dynamic":
-        check_number("clip", clip, 0, above=True, fix='data in [-1, 1] wants clip = 1, or "dynamic"')
+        check_number("clip", clip, 0, 1e4, above=True, fix='data in [-1, 1] wants clip = 1, or "dynamic"')
 
 
 def _check_variance(variance: str) -> None:

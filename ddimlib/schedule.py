@@ -8,15 +8,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ddimlib.arguments import KindError, check_int, check_number, check_pair, describe
+from ddimlib.arguments import KindError, as_numbers, check_int, check_number, check_pair, describe
 from ddimlib.timesteps import Steps, check_timesteps
 
 Time = int | Tensor
 """A timestep: one int for the whole batch, or one integer a sample, [B]."""
+
+MOST_STEPS = 10**6
+"""The longest schedule that is made by formula: more is a slip."""
 
 
 class NoiseSchedule:
@@ -38,10 +40,7 @@ class NoiseSchedule:
     """
 
     def __init__(self, betas: Tensor | Sequence[float]) -> None:
-        try:
-            beta = torch.as_tensor(betas, dtype=torch.float64, device="cpu").detach()
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise KindError(f"betas must be numbers β_1 … β_T, got {describe(betas)}") from error
+        beta = as_numbers("betas", betas, torch.float64)
         if beta.ndim != 1 or len(beta) == 0:
             raise ValueError(f"betas must be a sequence β_1 … β_T, got shape {tuple(beta.shape)}; pass a 1-D sequence")
         wrong = ~((beta > 0) & (beta < 1))  # catches NaN too
@@ -66,7 +65,7 @@ class NoiseSchedule:
     @classmethod
     def linear(cls, T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> "NoiseSchedule":
         """β_t on a straight line from `beta_start` to `beta_end` (Ho et al. 2020, section 4; the book, chapter 1)."""
-        T = check_int("T, the number of steps,", T, 1)
+        T = check_int("T, the number of steps,", T, 1, MOST_STEPS)
         start, end = check_number("beta_start", beta_start), check_number("beta_end", beta_end)
         return cls(torch.linspace(start, end, T, dtype=torch.float64, device="cpu"))
 
@@ -76,7 +75,7 @@ class NoiseSchedule:
 
         Source: Nichol & Dhariwal 2021, equation 17; the book, chapter 1.
         """
-        T = check_int("T, the number of steps,", T, 1)
+        T = check_int("T, the number of steps,", T, 1, MOST_STEPS)
         s = check_number("the cosine offset s", s, 0, fix="the paper's is 0.008")
         t = torch.arange(T + 1, dtype=torch.float64, device="cpu")
         f = torch.cos((t / T + s) / (1 + s) * math.pi / 2) ** 2
@@ -118,7 +117,7 @@ class NoiseSchedule:
             noise: ε, the shape of `x_0`.
 
         Returns:
-            x_t, shape and dtype of `x_0`. ValueError is raised when a shape, a dtype or t is not as said.
+            x_t, of `x_0`'s shape and the wider of the two dtypes. ValueError is raised when one of these is not as said.
         """
         check_pair("x_0", x_0, "noise", noise)
         signal, sigma = self._signal_and_noise(t, x_0)
@@ -178,11 +177,10 @@ class NoiseSchedule:
 
     def check_time(self, t: Any, first: int = 0, name: str = "t") -> Time:
         """t as an int, or as int64 [B] on the host: the one rule for times. Raises unless integers (no bools) in first..T."""
-        is_list = isinstance(t, Sequence | np.ndarray) and not isinstance(t, str)
-        times = torch.as_tensor(t, device="cpu") if is_list else t
-        if not isinstance(times, Tensor) or times.ndim == 0:
-            kind = "; it must be an int or an int64 tensor [B], one for each sample, and t = 0 is data"
-            return check_int(name, times, first, self.T, kind)
+        fix = "it must be an int or an int64 tensor [B], one for each sample, and t = 0 is data"
+        if getattr(t, "ndim", 0 if isinstance(t, int) else 1) == 0:
+            return check_int(name, t, first, self.T, fix)
+        times = as_numbers(name, t, fix=fix)
         if times.is_floating_point() or times.is_complex() or times.dtype == torch.bool or times.ndim > 1:
             raise ValueError(f"{name} must be an int or an int64 tensor [B], got {describe(times)}; one time a sample")
         times = times.cpu().long()
@@ -209,3 +207,10 @@ def _like(coefficient: Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"t has {len(coefficient)} entries for a batch of {len(x)}; give one t per sample, or an int")
     # the dtype first: some devices have no float64
     return coefficient.reshape(-1, *[1] * (x.ndim - 1)).to(x.dtype).to(x.device, non_blocking=True)
+
+
+def check_schedule(schedule: Any) -> NoiseSchedule:
+    """`schedule`, if it is one."""
+    if not isinstance(schedule, NoiseSchedule):
+        raise KindError(f"schedule must be a NoiseSchedule, got {describe(schedule)}; models come with theirs")
+    return schedule

@@ -91,6 +91,8 @@ def check_output(path: str | Path, folder: bool = False) -> Path:
     Raises:
         OSError: when there is a folder where a file shall be (or the other way round), or no file can be made there.
     """
+    if not str(path):
+        raise OSError("the name of the output is empty; give the name of a file or a folder")
     path = Path(path)
     if path.exists() and path.is_dir() != folder:
         there, wanted = ("file", "folder") if folder else ("folder", "file")
@@ -134,7 +136,9 @@ def locked(path: str | Path, wait: bool = True) -> Iterator[None]:
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically; a ValueError refuses NaN and infinity, which JSON does not know."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, (text + "\n").encode("utf-8"))
+    write_atomically(
+        path, (text + "\n").encode("utf-8", "backslashreplace")
+    )  # a name may not be UTF-8: escaped, as in JSON
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -196,7 +200,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def check_tensors(
     path: str | Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], dtype: torch.dtype | None
 ) -> None:
-    """Raise ValueError, naming the file and a tensor, unless names, shapes and dtypes are exactly those of `wanted`.
+    """Raise ValueError, naming the file and a tensor, unless names, shapes and dtypes are those of `wanted`, and all is finite.
 
     Args:
         path: the file that `found` was read from.
@@ -212,6 +216,8 @@ def check_tensors(
         right = dtype if dtype is not None and ours.is_floating_point() else ours.dtype
         if theirs.dtype != right:
             raise ValueError(f"the tensor {name} in {path} has dtype {theirs.dtype}, not {right}")
+        if theirs.is_floating_point() and not theirs.isfinite().all():
+            raise ValueError(f"the tensor {name} in {path} holds NaN or infinity")
 
 
 def _existing(path: str | Path) -> Path:

@@ -1,7 +1,6 @@
 """Which timesteps to visit: exactly S of 1..T, strictly decreasing, in four spacings."""
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -49,13 +48,12 @@ def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
 
 def check_timesteps(T: int, steps: Any, spacing: Spacing = "linspace") -> list[int]:
     """`steps` as a strictly decreasing list of ints within 1..T; a number S stands for `timesteps(T, S, spacing)`."""
-    if isinstance(steps, Integral):
+    if isinstance(steps, Integral) or getattr(steps, "ndim", 1) == 0:
         return timesteps(T, steps, spacing)  # type: ignore[arg-type]
-    try:
-        found = [operator.index(t) for t in steps]
-    except TypeError as error:
-        fix = "use timesteps(schedule.T, 50)"
-        raise KindError(f"steps must be integers, or their number, got {describe(steps)}; {fix}") from error
+    fix = "use timesteps(schedule.T, 50)"
+    if not isinstance(steps, Iterable):
+        raise KindError(f"steps must be integers, or their number, got {describe(steps)}; {fix}")
+    found = [check_int("each of the steps", t, fix=fix) for t in steps]
     if not found or found[0] > T or found[-1] < 1 or any(a <= b for a, b in pairwise(found)):
         short = found if len(found) <= 6 else f"[{found[0]}, {found[1]}, …, {found[-1]}] ({len(found)} entries)"
         fix = "they lead from noise to data, and the sampler adds t = 0"

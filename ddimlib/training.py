@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ddimlib.arguments import check_bytes, check_int, check_labels, check_number
+from ddimlib.arguments import KindError, check_bytes, check_int, check_labels, check_number, check_pair, describe
 from ddimlib.data import to_model_range, warped
 from ddimlib.denoisers import VelocityDenoiser, check_model, said_by
 from ddimlib.latents import mixed_seed
@@ -79,12 +79,16 @@ class TrainingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0), ("seed", 0)):
+        for name, least in (("steps", 1), ("batch_size", 1), ("warmup", 0)):
             check_int(name, getattr(self, name), least)
+        check_int("seed", self.seed, 0, 2**63 - 1)
         for name, most in (("learning_rate", 1e3), ("decay", 1), ("ema", 0.999_999_9), ("label_dropout", 1)):
             check_number(name, getattr(self, name), 0, most)
         check_number("clip_norm", self.clip_norm, 0, above=True)
         check_loss(self.loss)
+        for name in ("flip", "warp"):
+            if not isinstance(getattr(self, name), bool):
+                raise KindError(f"{name} must be True or False, got {describe(getattr(self, name))}")
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,7 @@ def noise_loss(eps: Tensor, noise: Tensor, weight: Tensor | float = 1.0) -> Tens
         eps, noise: predicted and true ε, [B, C, H, W].
         weight: one number, or [B].
     """
+    check_pair("eps", eps, "noise", noise)
     return (weight * (eps - noise).square().flatten(1).mean(1)).mean()
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddimlib.arguments import check_int, check_number
+from ddimlib.arguments import KindError, check_floats, check_int, check_labels, check_number, describe
 
 # in float32 and on the CPU, whatever torch's process-wide defaults are
 Conv2d = partial(nn.Conv2d, dtype=torch.float32, device="cpu")
@@ -161,15 +161,21 @@ class UNet(nn.Module):
         self.head = nn.Sequential(GroupNorm(groups, widths[0]), nn.SiLU(), last)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        check_floats("x", x)
         channels = self.image_shape[0]
-        if x.shape[1] != channels or x.shape[2] % self.scale or x.shape[3] % self.scale:
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % self.scale or x.shape[3] % self.scale:
             wanted = f"[B, {channels}, H, W] with H and W multiples of {self.scale}"
             raise ValueError(f"this network takes {wanted}, got {tuple(x.shape)}")
+        for name, value in (("t", t), ("labels", t if labels is None else labels)):
+            if not isinstance(value, Tensor) or value.shape != x.shape[:1]:
+                raise KindError(f"{name} must be int64 [B], one for each of {len(x)} images, got {describe(value)}")
         embedding = self.time_mlp(time_features(t, 64).to(x.dtype))
         if self.label_embedding is not None:
             if labels is None:
                 labels = torch.full_like(t, self.label_embedding.num_embeddings - 1)
             embedding = embedding + self.label_embedding(labels)
+        elif labels is not None:
+            check_labels(labels, None)  # says that there are none
         embedding = F.silu(embedding)
 
         h = self.stem(x)

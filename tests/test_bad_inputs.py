@@ -42,6 +42,9 @@ from ddimlib import (
     timesteps,
 )
 from ddimlib.arguments import KindError, check_bytes, check_images, check_labels
+from ddimlib.data import to_bytes, to_model_range, with_channels
+from ddimlib.plotting import check_picture, image_grid, show_rows
+from ddimlib.training import noise_loss
 
 SCHEDULE = short_schedule()
 X, Y = randn(2, 1, 2, 2), randn(2, 1, 2, 2, seed=1)
@@ -67,6 +70,8 @@ class Rows(nn.Module):
 
 SPY = Spy()
 NETWORK = Conditional()
+UNET = UNet(1, (8,), (1,), (False,), 2, num_classes=3)
+BYTES = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
 MIXTURE = GaussianMixture(torch.zeros(2, 1, 1, 1), [1.0, 0.5])
 
 # --- the kinds of argument, and what is wrong with their values ------------------------------------------------------
@@ -78,7 +83,7 @@ NOT_FINITE = [torch.full_like(X, v) for v in (math.nan, math.inf, -math.inf)]
 STATES = [*NO_TENSOR, *NO_FLOATS, *NOT_FINITE, X[0], torch.zeros(0, 1, 2, 2), X.to(torch.complex128)]
 PARTNERS = [*NO_TENSOR, *NO_FLOATS, *OTHER_SHAPES]
 NO_INTEGERS = [2.0, "3", True, [3], math.nan, torch.tensor(2.5)]
-NO_NUMBERS = ["1", True, None, [1.0], math.nan, math.inf, -math.inf]
+NO_NUMBERS = ["1", True, None, [1.0], math.nan, math.inf, -math.inf, -(10**400)]
 STEPS = [
     [],
     [0],
@@ -86,6 +91,7 @@ STEPS = [
     [5, 9],
     [5, 5],
     [5, -1],
+    [5, True],
     [9.0, 5.0],
     torch.tensor([9.0, 5.0]),
     "ab",
@@ -97,10 +103,11 @@ STEPS = [
     SCHEDULE,
 ]
 TIMES = [-1, 41, 2.5, "3", True, None, torch.tensor([[3], [4]]), torch.tensor([3.0, 4.0]), torch.tensor([True, False]),
-         torch.tensor([3, 41]), torch.tensor([-1, 3]), torch.tensor(2.5), np.array([1.5, 2.0])]  # fmt: skip
+         torch.tensor([3, 41]), torch.tensor([-1, 3]), torch.tensor(2.5), np.array([1.5, 2.0]), [3, True], ["a", "b"],
+         [None, 3], [[3], [4, 5]]]  # fmt: skip
 LENGTHS = [torch.tensor([3]), torch.tensor([3, 4, 5]), [3, 4, 5]]
 ETAS = [-0.1, 1.1, math.nan, math.inf, "tilde", None, True, [0.5], torch.tensor([0.1, 0.2])]
-CLIPS = [0, -1.0, math.nan, math.inf, "static", True, [1.0]]
+CLIPS = [0, 1e300, 10**400, -1.0, math.nan, math.inf, "static", True, [1.0]]
 NOISES = [5.0, True, "seed", -1, 2**32, X, randn(3, 2, 1, 2, 2), torch.full((4, 2, 1, 2, 2), math.nan),
           torch.zeros(4, 2, 1, 2, 2, dtype=torch.int64), SeededNoise([1, 2, 3]), [1, 2]]  # fmt: skip
 MODELS = [None, "mnist", 3, (NETWORK, SCHEDULE), X]
@@ -114,6 +121,8 @@ LABELS = [
     torch.tensor([[0, 1]]),
     torch.tensor([0.5, 1]),
     [True, False],
+    [0, True],
+    [0, 10**30],
     3,
     -1,
     [None],
@@ -143,13 +152,14 @@ TABLE = {
     }),
     sample: ({"model": NETWORK, "schedule": SCHEDULE, "shape": (2, 1, 2, 2), "steps": 4, "seed": 0, "labels": [0, 2]}, {
         "model": (MODELS, "model"), "schedule": (SCHEDULES, "schedule"), "x_T": ([*STATES[1:], X[:1]], "x_T"),
-        "shape": ([None, 2, (2, 2), (0, 1, 2, 2), (2, 1, 2.0, 2), (2, 1, 2, -2)], "shape"),
+        "shape": ([None, 2, "2122", (2, 1, 2, 10**30), (2, 2), (0, 1, 2, 2), (2, 1, 2.0, 2), (2, 1, 2, -2)], "shape"),
         "steps": (STEPS, "steps"), "eta": (ETAS, "eta"), "clip": (CLIPS, "clip"), "seed": (SEEDS, "seed"),
         "labels": ([*LABELS[:4], *LABELS[5:], [0], [0, 1, 2]], "labels"), "batch_size": ([0, -1, *NO_INTEGERS], "batch_size"),
         "spacing": (["uniform", None, 3], "spacing"), "first": (SEEDS, "first|start"),
-        "guidance": ([-1.0, *NO_NUMBERS], "guidance"),
+        "guidance": ([-1.0, 1e300, *NO_NUMBERS], "guidance"),
     }),
     ddim_step: (STEP, {
+        "schedule": (SCHEDULES, "schedule"),
         "x_t": (PARTNERS, "x_t"), "eps": (PARTNERS, "eps"), "z": (PARTNERS, "z"), "t": ([-1, 41, 2.5, None, "3"], r"\bt\b"),
         "prev": ([-1, 41, 2.5, "3"], "prev"), "eta": (ETAS, "eta"), "clip": (CLIPS, "clip"),
     }),
@@ -158,6 +168,7 @@ TABLE = {
         "clip": (CLIPS, "clip"), "variance": (["learned", None], "variance"),
     }),
     ddim_sigma: ({"schedule": SCHEDULE, "t": 9, "prev": 5, "eta": 0.5}, {
+        "schedule": (SCHEDULES, "schedule"),
         "t": ([-1, 41, 4, 2.5, True], r"\bt\b"), "prev": ([-1, 9, 12, 41, 2.5], "prev"), "eta": (ETAS, "eta"),
     }),
     SCHEDULE.add_noise: ({"x_0": X, "t": 3, "noise": Y}, {
@@ -179,10 +190,12 @@ TABLE = {
     SCHEDULE.snr: ({"t": 5}, {"t": (TIMES, r"\bt\b")}),
     SCHEDULE.respaced: ({"steps": [9, 5]}, {"steps": (STEPS, "steps")}),
     NoiseSchedule: ({"betas": [0.1, 0.2]}, {
-        "betas": ([[], 0.1, [[0.1]], [0.0], [1.0], [1.0, 0.1], [-0.1], [math.nan], [math.inf], "ab", None, ["a"]], "beta"),
+        "betas": ([[], 0.1, [[0.1]], [0.0], [1.0], [1.0, 0.1], [-0.1], [math.nan], [math.inf], "ab", None, ["a"], [10**400],
+                   torch.tensor([0.1 + 1j])], "beta"),
     }),
     NoiseSchedule.linear: ({"T": 10}, {
-        "T": ([0, -3, None, *NO_INTEGERS], r"\bT\b"), "beta_start": ([0.0, *NO_NUMBERS], "beta"), "beta_end": ([1.5, 2], "β"),
+        "T": ([0, -3, None, 10**12, *NO_INTEGERS], r"\bT\b"), "beta_start": ([0.0, *NO_NUMBERS], "beta"),
+        "beta_end": ([1.5, 2], "β"),
     }),
     NoiseSchedule.cosine: ({"T": 10}, {
         "T": ([0, -3, None, *NO_INTEGERS], r"\bT\b"), "s": ([-0.1, *NO_NUMBERS], r"\bs\b"),
@@ -195,9 +208,10 @@ TABLE = {
     }),
     SeededNoise: ({"seeds": [1, 2]}, {"seeds": ([3, None, [-1], [2**64], [1.0], ["a"], [True], X], "seed")}),
     SeededNoise.from_seed: ({"seed": 3, "n": 2}, {
-        "seed": (SEEDS, "seed"), "n": ([-1, None, *NO_INTEGERS], r"\bn\b"), "start": (SEEDS, "start"),
+        "seed": (SEEDS, "seed"), "n": ([-1, None, 2**32 + 1, *NO_INTEGERS], r"\bn\b"),
+        "start": ([2**32 - 1, *SEEDS], r"start|\bn\b"),
     }),
-    SeededNoise([1, 2]).initial: ({"shape": (1, 2, 2)}, {"shape": ([(0, 2), (-1,), (2.0,), ("a",)], "shape")}),
+    SeededNoise([1, 2]).initial: ({"shape": (1, 2, 2)}, {"shape": ([5, None, {}, (0, 2), (-1,), (2.0,), ("a",)], "shape")}),
     SeededNoise([1, 2]): ({"like": X}, {"like": ([*NO_TENSOR, *NO_FLOATS, X[:1], torch.zeros(3, 1, 2, 2)], "like|seeds")}),
     sample_seeds: ({"seed": 3, "n": 2}, {"seed": (SEEDS, "seed"), "n": ([-1, *NO_INTEGERS], r"\bn\b")}),
     lerp: ({"a": X, "b": Y, "weight": 0.5}, {
@@ -220,25 +234,58 @@ TABLE = {
         "prediction": (["velocity", None, 1], "prediction"), "schedule": (SCHEDULES, "schedule"),
     }),
     DiffusersDenoiser: ({"unet": Rows()}, {
-        "unet": ([type("Pipeline", (), {"unet": Rows()})()], "pipeline"),
+        "unet": ([type("Pipeline", (), {"unet": Rows()})(), nn.Linear(2, 2), None], "pipeline"),
         "prediction": (["v_prediction", "velocity"], "schedule|prediction"),
     }),
     accelerate: ({"model": NETWORK}, {
         "model": ([SPY, None, "mnist", accelerate(NETWORK)], "accelerate"), "graph": ([True], "graph"),
     }),
     GaussianMixture: ({"means": torch.zeros(2, 1, 1, 1), "stds": [1.0, 0.5]}, {
-        "means": ([torch.zeros(3, 1, 1, 1), torch.full((2, 1, 1, 1), math.nan)], "mean"),
-        "stds": ([[1.0], [1.0, -0.5], [1.0, math.nan], [1.0, math.inf]], "std"),
-        "weights": ([[1.0], [1.0, 0.0], [1.0, math.nan], [1.0, math.inf]], "weights"),
+        "means": ([torch.zeros(3, 1, 1, 1), torch.full((2, 1, 1, 1), math.nan), 3.0, None, "ab", [None, 1.0], 10**400,
+                   torch.zeros(2, 1, 1, 1, dtype=torch.complex64)], "mean"),
+        "stds": ([[1.0], [1.0, -0.5], [1.0, math.nan], [1.0, math.inf], None, "ab", 1.0, [[1.0], [0.5]]], "std"),
+        "weights": ([[1.0], [1.0, 0.0], [1.0, math.nan], [1.0, math.inf], "ab", 1.0, [[1.0], [0.5]]], "weights"),
     }),
     MIXTURE.log_density: ({"x": X, "alpha_bar": 0.5}, {
-        "x": ([*NO_TENSOR, *NO_FLOATS], r"\bx\b"), "alpha_bar": ([-0.1, 1.1, *NO_NUMBERS], "alpha_bar"),
+        "x": ([*NO_TENSOR, *NO_FLOATS, X[0], X[None]], r"\bx\b"), "alpha_bar": ([-0.1, 1.1, *NO_NUMBERS], "alpha_bar"),
     }),
     gaussian(0.0, 0.0).log_density: ({"x": X, "alpha_bar": 0.5}, {"alpha_bar": ([1.0, 1], "point mass")}),
     MIXTURE.draw: ({"n": 3}, {"n": ([0, -1, *NO_INTEGERS], r"\bn\b")}),
     MIXTURE.denoiser(SCHEDULE): ({"x": X, "t": torch.tensor([3, 3])}, {
-        "t": ([torch.tensor([3, 4]), torch.tensor([0, 0]), torch.tensor([41, 41]), torch.tensor([-1, -1])], r"\bt\b"),
+        "t": ([torch.tensor([3, 4]), torch.tensor([0, 0]), torch.tensor([41, 41]), torch.tensor([-1, -1]),
+               None, "3", 2.5], r"\bt\b"),
     }),
+    GaussianMixture(torch.zeros(2, 1, 2, 2), [1.0, 0.5]).log_density: ({"x": X, "alpha_bar": 0.5}, {
+        "x": ([X[..., :1], torch.zeros(2, 1, 2, 3)], r"\bx\b"),
+    }),
+    MIXTURE.denoiser: ({"schedule": SCHEDULE}, {"schedule": (SCHEDULES, "schedule")}),
+    gaussian: ({"mean": 0.0, "std": 1.0}, {
+        "mean": ([None, "x", math.nan, 10**400], "mean"), "std": ([None, "x", -1.0, math.nan], "std"),
+    }),
+    UNET: ({"x": X.float(), "t": torch.tensor([3, 4]), "labels": torch.tensor([0, 2])}, {
+        "x": ([*NO_TENSOR, *NO_FLOATS, X[0], torch.zeros(2, 3, 2, 2)], r"\bx\b|takes"),
+        "t": ([3, None, [3, 4], np.array([3, 4]), torch.tensor(3), torch.tensor([3]), torch.tensor([[3], [4]])], r"\bt\b"),
+        "labels": ([0, [0, 2], np.array([0, 2]), torch.tensor(0), torch.tensor([0])], "labels"),
+    }),
+    UNet(1, (8,), (1,), (False,), 2): ({"x": X.float(), "t": torch.tensor([3, 4])}, {
+        "labels": ([torch.tensor([0, 2])], "without classes"),
+    }),
+    to_bytes: ({"images": IMAGE}, {"images": ([*NO_TENSOR, *NO_FLOATS, *NOT_FINITE], "images")}),
+    to_model_range: ({"images": BYTES}, {"images": ([*NO_TENSOR, X, *NO_FLOATS[1:]], "takes bytes")}),
+    with_channels: ({"images": BYTES, "channels": 3}, {
+        "images": ([*NO_TENSOR, X, *NO_FLOATS[1:], BYTES[0]], "images"), "channels": ([2, 0, None], "channels"),
+    }),
+    image_grid: ({"images": IMAGE, "columns": 2}, {
+        "images": ([*NO_TENSOR, *NO_FLOATS, *NOT_FINITE, X[0], X[:0], torch.zeros(2, 2, 2, 2)], "images|channels"),
+        "columns": ([0, -1, None, *NO_INTEGERS], "columns"), "border": ([-1, None, *NO_INTEGERS], "border"),
+    }),
+    show_rows: ({"rows": {"a": IMAGE}}, {"rows": ([{}, [], None, IMAGE], "rows|row")}),
+    check_picture: ({"path": "a.png", "shape": (4, 1, 8, 8), "columns": 2, "scale": 1}, {
+        "columns": ([0, -1, *NO_INTEGERS], "columns"), "scale": ([0, -1, 10**6, *NO_INTEGERS], "scale"),
+        "path": (["a", "a.txt", ""], "not the name of a picture"),
+        "shape": ([(10**9, 1, 8, 8), (2, 1, 8, 10**5)], "more than can be written"),
+    }),
+    noise_loss: ({"eps": X, "noise": Y}, {"eps": (PARTNERS, "eps"), "noise": (PARTNERS, "noise")}),
     UNet: (UNETS, {
         "channels": ([0, -1, 1000, *NO_INTEGERS], "channels"), "groups": ([0, 3, *NO_INTEGERS], "groups|multiples"),
         "widths": ([8, "8", [8], (8, 12), (0, 8), (8, 10**6), (8.0, 16.0)], "width"),

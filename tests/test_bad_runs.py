@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -15,12 +16,12 @@ from ddimlib.__main__ import main
 from ddimlib.arguments import KindError
 from ddimlib.data import load_dataset, to_bytes, to_model_range, with_channels
 from ddimlib.distributed import SamplingConfig, load_samples, sample_shards
-from ddimlib.evaluation import evaluate
+from ddimlib.evaluation import evaluate, open_table
 from ddimlib.metrics import Classifier, Judge, train_classifier
-from ddimlib.plotting import picture_format, save_images
+from ddimlib.plotting import picture_format, save_animation, save_images
 from ddimlib.pretrained import build_model
 from ddimlib.schedule import NoiseSchedule
-from ddimlib.storage import read_json, read_tensors, write_json, write_tensors
+from ddimlib.storage import check_output, read_json, read_tensors, write_json, write_tensors
 from ddimlib.training import Trainer, TrainingConfig
 
 SCHEDULE = short_schedule()
@@ -138,7 +139,7 @@ class Own(nn.Module):
         ({"labels": labels().float()}, "labels must be int64"),
         ({"labels": labels() + 1}, r"0\.\.2, got 1\.\.3"),
         ({"labels": labels() - 1}, r"0\.\.2, got -1"),
-        ({"labels": ["cat"] * 12}, "labels must be integers"),
+        ({"labels": ["cat"] * 12}, "labels must be numbers"),
         ({"schedule": NoiseSchedule.cosine(40)}, "was made for"),
         ({"schedule": 1000}, "must be a NoiseSchedule"),
         ({"model": Own()}, "without classes"),
@@ -203,10 +204,10 @@ def test_a_run_may_be_extended_on_request(tmp_path):
         trainer(tmp_path, config=TrainingConfig(steps=2, batch_size=6), extend=True)
 
 
-def judge(seed=0):
+def judge(seed=0, channels=1):
     torch.manual_seed(seed)
-    made = Judge(Classifier(1, 3), facts={"floor": 0.0, "kind": "small", "channels": 1, "num_classes": 3})
-    made.observe_real(randn(20, 1, 8, 8).float().clamp(-1, 1))
+    made = Judge(Classifier(channels, 3), facts={"floor": 0.0, "kind": "small", "channels": channels, "num_classes": 3})
+    made.observe_real(randn(20, channels, 8, 8).float().clamp(-1, 1))
     return made
 
 
@@ -258,7 +259,7 @@ def test_a_table_is_not_continued_with_another_network_or_judge(name, tmp_path):
         ({"steps": [0]}, "steps"),
         ({"etas": [0.0, 2.0]}, "eta"),
         ({"etas": [NAN]}, "eta"),
-        ({"n": 1}, "n must be at least 2"),
+        ({"n": 1}, r"n must lie in 2\.\."),
         ({"batch_size": 0}, "batch_size"),
         ({"spacing": "even"}, "spacing"),
         ({"guidance": NAN}, "guidance"),
@@ -300,11 +301,20 @@ def test_every_json_file_that_is_none_is_named(kind, tmp_path):
 
 
 @pytest.mark.parametrize("content", [{}, {"complete": True}, {"complete": True, "settings": {}, "n": 3},
-                                     {"complete": True, "settings": None, "n": "x"}])  # fmt: skip
+                                     {"complete": True, "settings": None, "n": "x"},
+                                     {"complete": "no", "settings": {}, "n": 3, "provenance": []},
+                                     {"complete": True, "settings": {}, "n": 3, "provenance": None}])  # fmt: skip
 def test_a_manifest_that_says_too_little_is_refused(content, tmp_path):
     write_json(tmp_path / "manifest.json", content)
     with pytest.raises(ValueError, match=r"manifest\.json|not complete"):
         load_samples(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [[1], "x", None, {}])
+def test_a_table_whose_rows_are_none_is_refused(rows, tmp_path):
+    write_json(tmp_path / "t.json", {"settings": {"a": 1}, "rows": rows, "provenance": []})
+    with pytest.raises(ValueError, match=r"t\.json holds no table"):
+        open_table(tmp_path / "t.json", {"a": 1}, {})
 
 
 def test_nan_is_not_written_as_json(tmp_path):
@@ -375,6 +385,7 @@ BAD_CHECKPOINTS = {
     "double weight": {"tensors": alter("stem.weight", lambda v: v.double())},
     "wrong shape": {"tensors": alter("stem.weight", lambda v: v[:1])},
     "one too many": {"tensors": lambda t: t | {"model.extra": torch.zeros(1)}},
+    "nan": {"tensors": alter("stem.weight", lambda v: v * NAN)},
     "unknown moment": {"tensors": lambda t: t | {"optimizer0.0.momentum": torch.zeros(1)}},
 }
 
@@ -436,6 +447,8 @@ BAD_JUDGES = {
     "lost": {"tensors": drop("1.weight")},
     "reference": {"tensors": drop("real_features_sum")},
     "dtype": {"tensors": alter("1.weight", lambda v: v.int())},
+    "nan": {"tensors": alter("1.weight", lambda v: v * NAN)},
+    "reference nan": {"tensors": alter("real_features_sum", lambda v: v * NAN)},
 }
 
 
@@ -467,8 +480,20 @@ def test_what_is_not_there_or_a_folder_is_named(read, tmp_path):
         (lambda p: save_images(randn(4, 1, 8, 8), p / "a.xyz"), "not the name of a picture"),
         (lambda p: save_images(randn(4, 1, 8, 8), p / "a.png", columns=0), "columns"),
         (lambda p: save_images(randn(4, 1, 8, 8), p / "a.png", scale=0), "scale"),
-        (lambda p: save_images(randn(4, 8, 8), p / "a.png"), "N, C, H, W"),
+        (lambda p: save_images(randn(4, 8, 8), p / "a.png"), "B, C, H, W"),
         (lambda p: picture_format("grid"), "not the name of a picture"),
+        (lambda p: save_images(randn(4, 1, 8, 8), p / "a.webp", 1, 500), "more than can be written"),
+        (lambda p: save_animation([randn(4, 1, 8, 8)] * 2, p / "a.jpg"), "cannot hold 2 frames"),
+        (lambda p: save_animation([], p / "a.gif"), "cannot hold 0 frames"),
+        (
+            lambda p: save_model(p / "m", model(), network={"widths": (8,), "blocks": (1,), "attention": (False,)}),
+            "another UNet",
+        ),
+        (lambda p: judge().accuracy(randn(2, 1, 8, 8).tanh(), [0.0, 1.0]), "labels must be int64"),
+        (lambda p: judge().accuracy(randn(2, 1, 8, 8).tanh(), [0, 3]), r"0\.\.2"),
+        (lambda p: judge().predict(randn(2, 3, 8, 8).tanh()), "this judge takes images"),
+        (lambda p: judge().frechet_distance(randn(2, 1, 9, 8).tanh()), "this judge takes images"),
+        (lambda p: check_output(""), "the name of the output is empty"),
         (lambda p: to_bytes(images()), "floating-point"),
         (lambda p: judge().predict(images()), "floating-point tensor.*to_model_range"),
         (lambda p: judge().frechet_distance(images()), "floating-point"),
@@ -499,6 +524,8 @@ def place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_model("model.safetensors", model())
     judge().save("judge.safetensors")
+    judge(channels=3).save("colour.safetensors")
+    save_images(randn(1, 1, 8, 8), "longer/00007.png")
     (tmp_path / "existing").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "card.json").write_text("[1]")
@@ -517,11 +544,17 @@ SAMPLE = "sample --model model.safetensors --steps 2 -n 2"
 EVALUATE = "evaluate --model model.safetensors --judge judge.safetensors --steps 2 -n 4"
 TRAIN = "train pets --widths 8 8 --blocks 1 1 --attention False False --steps 3"
 COMMANDS = [
-    (f"{SAMPLE} --columns 0", "--columns and --scale must be at least 1"),
-    (f"{SAMPLE} --scale 0", "--columns and --scale must be at least 1"),
+    (f"{SAMPLE} --columns 0", "columns must be at least 1"),
+    (f"{SAMPLE} --scale 0", "scale must be at least 1"),
+    (f"{SAMPLE} --scale 300000", "more than can be written"),
+    (f"{SAMPLE} --out ''", "name of the output is empty"),
+    (f"{SAMPLE} --n 1000000000000 --out run", r"n must lie in 1\.\."),
+    (f"{SAMPLE} --labels 999999999999999999999", "labels must be numbers"),
+    (f"{SAMPLE} --labels 1 --guidance 1e300", "guidance"),
+    (f"{SAMPLE} --out longer --kind pictures", "00007.png of a longer run"),
     (f"{SAMPLE} --steps 41", r"1\.\.40"),
     (f"{SAMPLE} --steps 0", "steps must be at least 1"),
-    (f"{SAMPLE} --n 0", "n must be at least 1"),
+    (f"{SAMPLE} --n 0", r"n must lie in 1\.\."),
     (f"{SAMPLE} --batch-size 0", "batch_size must be at least 1"),
     (f"{SAMPLE} --eta nan", "eta"),
     (f"{SAMPLE} --eta 7", "eta"),
@@ -547,7 +580,9 @@ COMMANDS = [
     (f"{SAMPLE} --device gpu", "--device gpu"),
     (f"{EVALUATE} --steps 2 5000", r"1\.\.40"),
     (f"{EVALUATE} --eta 0 3", "eta"),
-    (f"{EVALUATE} -n 1", "n must be at least 2"),
+    (f"{EVALUATE} --eta", "at least one of each"),
+    (f"{EVALUATE} --judge colour.safetensors", "takes images of 3 channels"),
+    (f"{EVALUATE} -n 1", r"n must lie in 2\.\."),
     (f"{EVALUATE} --card missing.json", r"no file missing\.json"),
     (f"{EVALUATE} --card card.json", r"card\.json must hold a JSON object"),
     (f"{EVALUATE} --out card.json", r"card\.json must hold a JSON object"),
@@ -592,6 +627,12 @@ COMMANDS = [
     ("invert --model model.safetensors --data mnist --steps 2 --n 0", r"--n must lie in 1\.\.200"),
     ("invert --model model.safetensors --data mnist --steps 2 --n 201", r"--n must lie in 1\.\.200"),
     ("invert --model model.safetensors --data mnist --steps 99", r"1\.\.40"),
+    ("invert --model model.safetensors --data pets --steps 2 --scale 0", "scale must be at least 1"),
+    ("invert --model model.safetensors --data mnist --steps 2 --scale 99999", "more than can be written"),
+    ("interpolate --model model.safetensors --n 3000 --out x.webp", "more than can be written"),
+    ("judge pets --seed 99999999999999999999999", "seed must lie in"),
+    (f"{TRAIN} --seed 99999999999999999999999", "seed must lie in"),
+    (f"{TRAIN} --ema 1", r"at most 0\.9999999, got 1"),
     ("export --model nowhere", "no model 'nowhere'"),
     ("export --model model.safetensors --out file/x.onnx", "file is not a folder"),
 ]
@@ -601,7 +642,7 @@ COMMANDS = [
 def test_a_command_that_cannot_succeed_says_so_in_a_line_before_the_work(line, message, place, capsys):
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*") if path.is_file()}
     try:
-        status, boxed = main([*line.split(), "--quiet"]), False
+        status, boxed = main([*shlex.split(line), "--quiet"]), False
     except SystemExit as stop:  # a number that its dataclass refuses: in tyro's box
         status, boxed = stop.code, True
     printed = capsys.readouterr()

@@ -28,7 +28,7 @@ def two_classes(folder, *, mode="RGB", colour=(200, 10, 30)):
 
 
 @pytest.mark.parametrize("junk", [".ipynb_checkpoints/0.png", ".thumbnails/0.png", "cat/.thumbnails/0.png", "cat/._0.png",
-                                  "__MACOSX/cat/0.png", "cat/notes.txt", "cat/Thumbs.db", ".DS_Store"])  # fmt: skip
+                                  "__MACOSX/cat/0.png", ".DS_Store", "cat/Thumbs.db", "cat/a.pdf"])  # fmt: skip
 def test_what_other_programs_leave_is_left_out(junk, tmp_path):
     two_classes(tmp_path)
     place = tmp_path / "train" / junk
@@ -42,6 +42,7 @@ def test_what_other_programs_leave_is_left_out(junk, tmp_path):
 def test_links_are_followed_and_loops_are_not(tmp_path):
     two_classes(tmp_path)
     (tmp_path / "train" / "cat" / "loop").symlink_to(tmp_path / "train" / "cat")
+    (tmp_path / "train" / "cat" / "above").symlink_to("..")  # there lie the dogs, too
     (tmp_path / "train" / "cat" / "up").symlink_to(tmp_path / "train" / "dog")
     images, labels = load_dataset(str(tmp_path))
     assert labels.tolist() == [0, 0, 0, 0, 1, 1]

@@ -87,8 +87,8 @@ def test_weights_are_scaled_to_one():
 @pytest.mark.parametrize(
     ("stds", "weights", "named"),
     [
-        ([1.0], None, "2 means, 1 stds"),
-        ([1.0, 1.0], [1.0], "1 weights"),
+        ([1.0], None, r"\(2, 1, 1, 1\), \(1,\)"),
+        ([1.0, 1.0], [1.0], r"\(2,\), \(1,\)"),
         ([1.0, -0.5], None, r"-0\.5"),
         ([1.0, math.nan], None, "nan"),
         ([1.0, 1.0], [1.0, 0.0], r"0\.0"),

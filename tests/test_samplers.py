@@ -397,7 +397,7 @@ def test_ddpm_refuses_bad_input_when_called_and_before_any_evaluation(change, na
     ("change", "error", "named"),
     [
         ({"shape": (4, 2, 2)}, ValueError, r"got \(4, 2, 2\)"),
-        ({"shape": (0, 1, 2, 2)}, ValueError, r"got \(0, 1, 2, 2\)"),
+        ({"shape": (0, 1, 2, 2)}, ValueError, r"got 0"),
         ({"batch_size": 0}, ValueError, "got 0"),
         ({"steps": 0}, ValueError, "got 0"),
         ({"steps": 41}, ValueError, "got 41"),
