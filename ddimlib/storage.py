@@ -92,7 +92,7 @@ def check_output(path: str | Path, folder: bool = False) -> Path:
         OSError: when there is a folder where a file shall be (or the other way round), or no file can be made there.
     """
     if not str(path):
-        raise OSError("the name of the output is empty; give the name of a file or a folder")
+        raise ValueError("the name of the output is empty; give the name of a file or a folder")
     path = Path(path)
     if path.exists() and path.is_dir() != folder:
         there, wanted = ("file", "folder") if folder else ("folder", "file")
