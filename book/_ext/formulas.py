@@ -21,6 +21,7 @@ SCRIPT = Path(__file__).with_suffix(".mjs")
 MATHML = re.compile(r"<math.*?</math>", re.DOTALL)
 SOURCE = re.compile(r"<annotation.*?</annotation>", re.DOTALL)  # the TeX, which search would show and nobody reads
 BASE = '<span class="katex-base">'
+SHORT = 12  # letters of TeX up to which a formula in the text is not broken: "S = 1"
 CLINGS_BEFORE, CLINGS_AFTER = re.compile(r"[(\[“‘—–-]$"), re.compile(r"^[.,;:!?)\]”’…—–-]")
 
 logger = logging.getLogger(__name__)
@@ -83,9 +84,10 @@ class Cling(SphinxPostTransform):
 def visit_inline(self, node: nodes.math) -> None:
     html = html_of(self.builder, node, node.astext().strip(), False)
     first, *others = html.split(BASE)
-    # between its parts a formula may be broken, in a span that is not broken, too
-    html = first + BASE + f"<wbr>{BASE}".join(others) if others else html
-    self.body.append(self.starttag(node, "span", "", CLASS="math") + html + "</span>")
+    short = len(node.astext().strip()) <= SHORT
+    if others and not short:  # between its parts a formula may be broken, in a span that is not broken, too
+        html = first + BASE + f"<wbr>{BASE}".join(others)
+    self.body.append(self.starttag(node, "span", "", CLASS="math short" if short else "math") + html + "</span>")
     raise nodes.SkipNode
 
 
