@@ -98,7 +98,7 @@ class MixtureDenoiser:
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """ε(x, t) for x [B, C, H, W] and one t for the whole batch, int64 [B]."""
-        times = torch.as_tensor(self.schedule.check_time(t, first=1)).unique()
+        times = torch.as_tensor(self.schedule.check_time(t, first=1), device="cpu").unique()
         if len(times) != 1:
             raise ValueError(f"the exact denoiser takes one t for the whole batch, got {times.tolist()}")
         alpha_bar = self.schedule.ab[int(times)]
