@@ -49,8 +49,9 @@ weights-cifar10: QUALITY = 10 20 50 100
 QUALITY ?= 10 50
 STEPS_ETA ?= 0
 STEPS ?= 10 20 50 100 250 1000
+ETAS ?= 0 0.2 0.5 1 hat
 ETA_STEPS ?= 10 20 50
-ETA_AGAIN ?= 0 0.2 0.5 1 hat
+ETA_AGAIN ?= $(ETAS)
 LONG_STEPS ?= 50 100 1000
 RECONSTRUCTION_STEPS ?= 10 20 50 100 200 500 1000
 SPACING_STEPS ?= 10 20
@@ -166,7 +167,7 @@ $(RUNS)/%/steps.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetenso
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/eta.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --n $(ETA_N) --steps $(ETA_STEPS) --eta 0 0.2 0.5 1 hat
+	$(EVALUATE) --n $(ETA_N) --steps $(ETA_STEPS) --eta $(ETAS)
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/eta-seed-1.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
@@ -180,11 +181,11 @@ weights-fashion: MORE_TABLES = eta-seed-1 long long-seed-1
 weights-fashion: $(RUNS)/fashion/eta-seed-1.json $(RUNS)/fashion/long.json $(RUNS)/fashion/long-seed-1.json
 
 $(RUNS)/%/long.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --n $(LONG_N) --steps $(LONG_STEPS) --eta 0 0.2 0.5 1 hat
+	$(EVALUATE) --n $(LONG_N) --steps $(LONG_STEPS) --eta $(ETAS)
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/long-seed-1.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --seed 1 --n $(LONG_N) --steps $(lastword $(LONG_STEPS)) --eta 0 0.2 0.5 1
+	$(EVALUATE) --seed 1 --n $(LONG_N) --steps $(lastword $(LONG_STEPS)) --eta $(filter-out hat,$(ETAS))
 	mv $(@:.json=.part.json) $@
 
 $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors

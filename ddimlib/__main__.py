@@ -293,14 +293,11 @@ class Sample(Drawing):
         if kind in ("picture", "film") and (name := picture_format(self.out)) not in MOVING and kind == "film":
             raise ValueError(f"a film needs a name that ends in .gif or .webp, got {self.out} ({name})")
         files = [f"{i:05d}.png" for i in range(self.n)] if kind == "pictures" else []
-        if left := sorted({path.name for path in Path(self.out).glob("[0-9]*.png")} - set(files) if files else ()):
-            raise ValueError(f"{self.out} holds {left[-1]} of a longer run; choose another folder, or empty it")
+        if files and (left := {path.name for path in Path(self.out).glob("[0-9]*.png")}.difference(files)):
+            raise ValueError(f"{self.out} holds {max(left)} of a longer run; choose another folder, or empty it")
         if world_size() > 1 and kind != "tensors":
             raise ValueError(f"{self.out} is drawn by one process; under torchrun give --out a folder for tensors")
         model, schedule = load(self.model, self.device)
-        if kind != "tensors":
-            rows = (self.out, self.n, self.columns) if kind != "pictures" else (files[0], 1, 1)
-            check_picture(rows[0], (rows[1], *model.image_shape), rows[2], self.scale)
         if kind == "tensors":
             facts = provenance(self.device)
             sample_shards(model, schedule, config, self.out, facts, progress=not self.quiet)
@@ -308,6 +305,8 @@ class Sample(Drawing):
                 count = len(config.shards())
                 print(f"wrote {self.out}: {self.n} images in {count} files, and manifest.json about them")
             return
+        name, n, columns = (files[0], 1, 1) if files else (self.out, self.n, self.columns)
+        check_picture(name, (n, *model.image_shape), columns, self.scale)
         labels = config.labels_of(range(self.n))
         if kind == "film":
             self._film(model, schedule, labels)

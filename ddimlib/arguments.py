@@ -46,7 +46,7 @@ def check_number(
             value = math.inf
     if not (math.isfinite(value) and low <= value <= high and not (above and value == low)):
         limit = f" {'above' if above else 'of at least'} {low:g}" if low > -math.inf else ""
-        limit += f", at most {high:.9g}" if high < math.inf else ""
+        limit += f", at most {high:.9g}" if value > high else ""
         raise ValueError(f"{name} must be a finite number{limit}, got {value}{fix and '; ' + fix}")
     return value
 

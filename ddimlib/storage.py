@@ -136,9 +136,8 @@ def locked(path: str | Path, wait: bool = True) -> Iterator[None]:
 def write_json(path: str | Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically; a ValueError refuses NaN and infinity, which JSON does not know."""
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(
-        path, (text + "\n").encode("utf-8", "backslashreplace")
-    )  # a name may not be UTF-8: escaped, as in JSON
+    # the name of a file need not be UTF-8; what is not is escaped as JSON does
+    write_atomically(path, (text + "\n").encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Which timesteps to visit: exactly S of 1..T, strictly decreasing, in four spacings."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from numbers import Integral
 from typing import Any, Literal, get_args
@@ -51,9 +51,10 @@ def check_timesteps(T: int, steps: Any, spacing: Spacing = "linspace") -> list[i
     if isinstance(steps, Integral) or getattr(steps, "ndim", 1) == 0:
         return timesteps(T, steps, spacing)  # type: ignore[arg-type]
     fix = "use timesteps(schedule.T, 50)"
-    if not isinstance(steps, Iterable):
-        raise KindError(f"steps must be integers, or their number, got {describe(steps)}; {fix}")
-    found = [check_int("each of the steps", t, fix=fix) for t in steps]
+    try:
+        found = [check_int("t", t) for t in steps]
+    except TypeError as error:
+        raise KindError(f"steps must be integers, or their number, got {describe(steps)}; {fix}") from error
     if not found or found[0] > T or found[-1] < 1 or any(a <= b for a, b in pairwise(found)):
         short = found if len(found) <= 6 else f"[{found[0]}, {found[1]}, …, {found[-1]}] ({len(found)} entries)"
         fix = "they lead from noise to data, and the sampler adds t = 0"
