@@ -44,9 +44,9 @@ class Reference:
 
     def __init__(self, problem_set: ProblemSet) -> None:
         self.names: dict[str, Any] = {"__name__": "reference"}
-        for cell in problem_set.cells:
-            if cell in problem_set.setup or cell in problem_set.solutions:
-                exec(compile(without_magics(cell.source), f"{problem_set.name} {cell.grade_id}", "exec"), self.names)
+        self.cells = [cell for cell in problem_set.cells if cell in problem_set.setup or cell in problem_set.solutions]
+        for cell in self.cells:
+            exec(compile(without_magics(cell.source), f"{problem_set.name} {cell.grade_id}", "exec"), self.names)
         self.functions = [name for name in problem_set.names if callable(self.names[name])]
 
 
@@ -95,9 +95,8 @@ class Student:
         """The reference's answer to a question of the student's code."""
         if self.solver is None or self.solver.dead:
             self.solver = Process(self.sandbox, self._left())
-            for cell in self.problem_set.cells:
-                if cell in self.problem_set.setup or cell in self.problem_set.solutions:
-                    self.solver.run(without_magics(cell.source), cell.grade_id)
+            for cell in self.reference.cells:
+                self.solver.run(without_magics(cell.source), cell.grade_id)
         self.solver.seconds = self._left()
         return self.solver.call(name, *args, **kwargs)
 
