@@ -94,7 +94,7 @@ class Asked:
         check_floats("the answer of a denoiser", eps, fix)
         if eps.shape != x.shape:
             fix = "PredictionDenoiser(network) drops a variance that a network also predicts"
-            raise ValueError(f"a denoiser must return the shape {tuple(x.shape)} of x, got {tuple(eps.shape)}; {fix}")
+            raise ValueError(f"a denoiser must return the shape of x, {tuple(x.shape)}, got {tuple(eps.shape)}; {fix}")
         if self.differentiable and not eps.requires_grad:
             why = "neither x nor a weight requires one, or it runs under torch.no_grad or was accelerated"
             raise ValueError(f"the answer carries no gradient: {why}; differentiate through the plain network")
