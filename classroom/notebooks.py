@@ -78,6 +78,7 @@ def parse_cells(data: bytes) -> list[Cell]:
 
 def _cell(raw: dict[str, Any]) -> Cell:
     source = well_formed(raw["source"] if isinstance(raw["source"], str) else "".join(raw["source"]))
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
     kind = raw["cell_type"] if raw["cell_type"] in ("code", "markdown") else "raw"
     marks = raw.get("metadata", {}).get("nbgrader", {})
     if not isinstance(marks, dict):
