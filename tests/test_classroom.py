@@ -307,7 +307,7 @@ SLIPS = [
     ("ps2", "move", "(1 - a_to) ** 0.5 * eps", "(1 - a_from) ** 0.5 * eps", {"move"}, "all of the old noise"),
     ("ps2", "sigma", " ** 0.5", "", {"sigma"}, "a variance, in place of σ"),
     ("ps2", "sigma", "eta * (", "(eta * ", {"sigma"}, "η is put under the root"),
-    ("ps2", "family", "sigma**2", "sigma", {"family"}, "root of a negative"),
+    ("ps2", "family", "sigma**2", "sigma", {"family"}, "with σ in place of σ² under the root"),
     ("ps2", "family", " - sigma**2", "", {"family"}, "the old noise is not reduced"),
     ("ps2", "family", "sigma * z", "sigma**2 * z", {"family"}, "a variance, in place of σ"),
     ("ps2", "limited", "(x - a**0.5 * image) / (1 - a) ** 0.5", "eps", {"limited"}, "clipped but ε is kept"),
@@ -1109,7 +1109,7 @@ def seeded_noise(seeds, shape):
 # name: (what is handed in, points lost of 24 or None for no grade, a piece of the feedback)
 HOSTILE = {
     "endless-function": (spoilt("while True: pass"), 1, "longer than"),
-    "endless-cell": (with_cell("while True: pass"), 2, "longer than"),
+    "endless-cell": (with_cell("while True: pass"), 0, "longer than 12 seconds; only its definitions"),
     "fork-bomb": (
         spoilt("import os", "while True:", "    try: os.fork()", "    except OSError: pass"),
         1,
