@@ -1791,6 +1791,39 @@ def test_a_loss_that_is_computed_anew_is_told_to_be_written_down(sandbox, refere
     assert "write the value itself" in found["reached"]
 
 
+def test_a_notebook_as_people_leave_it_is_graded_as_it_deserves(sandbox, references):
+    """Magics, an import that is not to be had, long runs, questions to the user, Windows' ends of lines, cells in any order."""
+    answers = {c.grade_id: c.source for c in SETS["ps1"].solutions}
+    answers["ps1-one-step"] = "%%time\n" + answers["ps1-one-step"] + "\nbroadcast = int(input('which? '))"
+    answers["ps1-jump"] = (
+        "def noisy(images, times, noise, abar):\n    a = broadcast(abar[times], images)\n"
+        "    return (a.sqrt() * images + (1 - a).sqrt() * noise).to(images.dtype)"
+    )
+    answers["ps1-train"] += "\nwhile True:\n    pass"
+    notebook = filled("ps1", answers=answers)
+    source = "!pip install there\n%matplotlib inline\nimport not_there\n"
+    source += "def broadcast(a, x):\n    return a.reshape(-1, *[1] * (x.ndim - 1))\ndevice = torch.device('cpu')"
+    notebook.cells.insert(2, nbformat.v4.new_code_cell(source))
+    notebook.cells = [c for c in notebook.cells if c.cell_type == "markdown"] + notebook.cells[::-1]
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("\n", "\r\n")
+        cell.metadata |= {"vscode": {"languageId": "python"}, "id": "x", "outputId": "y"}
+    cells = parse_cells(b"\xef\xbb\xbf" + nbformat.writes(notebook).replace("\n", "\r\n").encode())
+    result = grade(SETS["ps1"], references["ps1"], cells, sandbox, 15, 300)
+    assert not {v["grade_id"]: v["message"] for v in result["verdicts"] if v["message"]}
+    assert "longer than 15 seconds; only its definitions were used" in result["errors"]["ps1-train"]
+    assert result["remarks"] == []
+    answers["ps1-loss"] = answers["ps1-loss"].replace("return", "images = images.to(device)\n    return")
+    found = verdicts(
+        "ps1", filled("ps1", answers=answers | {"ps1-train": "pass"}), sandbox, references, {"ps1-loss-check"}
+    )
+    assert "name 'device' is not defined" in found["loss"]
+    notebook = filled("ps1", answers=answers | {"ps1-train": "pass"})
+    notebook.cells.insert(2, nbformat.v4.new_code_cell(source))
+    found = verdicts("ps1", notebook, sandbox, references, {"ps1-loss-check"})
+    assert "A cell that you added computes `device`" in found["loss"]
+
+
 def test_a_notebook_without_nbgraders_marks_is_graded_by_its_names(sandbox, references):
     notebook = filled("ps1")
     for cell in notebook.cells:
