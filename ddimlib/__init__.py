@@ -11,13 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ddimlib.acceleration import accelerate
-from ddimlib.denoisers import (
-    DiffusersDenoiser,
-    GuidedDenoiser,
-    LabelledDenoiser,
-    PredictionDenoiser,
-    VelocityDenoiser,
-)
+from ddimlib.denoisers import PredictionDenoiser, VelocityDenoiser
+from ddimlib.from_diffusers import DiffusersDenoiser
+from ddimlib.guidance import GuidedDenoiser, LabelledDenoiser
 from ddimlib.inversion import invert
 from ddimlib.latents import SeededNoise, lerp, sample_seeds, slerp
 from ddimlib.multistep import ddim_ab2

@@ -24,9 +24,10 @@ from ddimlib.data import (
     to_model_range,
     with_channels,
 )
-from ddimlib.denoisers import VelocityDenoiser, conditioned
+from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.distributed import SamplingConfig, exchange, on_first, process_group, rank, sample_shards, world_size
 from ddimlib.evaluation import evaluate
+from ddimlib.guidance import conditioned
 from ddimlib.inversion import invert
 from ddimlib.latents import SeededNoise, slerp
 from ddimlib.metrics import InceptionDistance, Judge, train_classifier

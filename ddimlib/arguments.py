@@ -6,6 +6,7 @@ ValueError. The message says what was given, what is expected and how to mend it
 
 import math
 import warnings
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -153,6 +154,24 @@ def check_pair(name_a: str, a: Any, name_b: str, b: Any) -> None:
     check_floats(name_b, b)
     if a.shape != b.shape:
         raise ValueError(f"{name_a} and {name_b} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+
+
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raise unless `value` is one of the words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {describe(value)}")
+
+
+def check_clip(clip: Any) -> None:
+    """Raise unless `clip` is None, "dynamic", or a positive number."""
+    if clip is not None and clip != "dynamic":
+        check_number("clip", clip, 0, 1e4, above=True, fix='data in [-1, 1] wants clip = 1, or "dynamic"')
+
+
+def check_guidance(guidance: Any, labels: Any) -> None:
+    """Raise unless `guidance` is finite and at least 0, and has labels to guide towards where it is not 1."""
+    if check_number("guidance", guidance, 0, 1e4, fix="1 is none") != 1 and labels is None:
+        raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
 
 
 def describe(value: Any) -> str:

@@ -11,7 +11,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ddimlib.arguments import KindError, check_as_many, check_finite, check_floats, check_labels, check_number, describe
+from ddimlib.arguments import (
+    KindError,
+    check_choice,
+    check_finite,
+    check_floats,
+    describe,
+)  # fmt: skip
 from ddimlib.schedule import NoiseSchedule, check_schedule
 from ddimlib.timesteps import Steps, check_timesteps
 
@@ -20,12 +26,6 @@ Denoiser = Callable[[Tensor, Tensor], Tensor]
 
 Prediction = Literal["eps", "x0", "v"]
 """What a network's output means, which is the noise ε, the image x_0, or the velocity v = √ᾱ_t ε - √(1-ᾱ_t) x_0."""
-
-DIFFUSERS_WORDS: dict[str, str] = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-"""The names that a scheduler of diffusers has for them, in its `config.prediction_type`."""
-
-Labels = Tensor | Sequence[int] | int
-"""Integers [B] in 0..num_classes - 1, one label a sample, as a list, an array or a tensor; or an int, the label of all."""
 
 
 def said_by(model: Any, name: str) -> Any:
@@ -55,16 +55,10 @@ class Asked:
     The network is in eval mode while it is asked, and put back after every evaluation, so that a walk that is interrupted or
     abandoned leaves nothing behind. Threads may share a network: it goes back to training mode when the last evaluation in
     progress ends. It is asked in its own dtype, and its answer has the dtype of x. If it works in place, it is given copies
-    of x. Answers carry no gradient unless `differentiable`.
+    of x. Answers carry no gradient unless `differentiable`. `start` is the x [B, C, H, W] that a walk starts from.
 
-    Args:
-        model: the denoiser.
-        x: the state that a walk starts from, [B, C, H, W]; kept as `start`, without its graph unless `differentiable`.
-        differentiable: keep the graph, so that gradients reach x and the weights.
-
-    Raises:
-        ValueError: when x is not floating point, finite and four-dimensional; when asked, if the answer has another shape, is
-            not floating point, or lacks the gradient.
+    A ValueError says when that is not floating point and finite, or when an answer has another shape, is not floating point,
+    or lacks the gradient.
     """
 
     def __init__(self, model: Denoiser, x: Tensor, differentiable: bool = False) -> None:
@@ -99,15 +93,11 @@ class Asked:
         fix = "wrap it, as in lambda x, t: network(x, t)[0], or DiffusersDenoiser(unet)"
         check_floats("the answer of a denoiser", eps, fix)
         if eps.shape != x.shape:
-            raise ValueError(
-                f"a denoiser must return the shape it was given, {tuple(x.shape)}, got {tuple(eps.shape)}; "
-                "PredictionDenoiser(network) drops a variance that a network also predicts"
-            )
+            fix = "PredictionDenoiser(network) drops a variance that a network also predicts"
+            raise ValueError(f"a denoiser must return the shape of x, {tuple(x.shape)}, got {tuple(eps.shape)}; {fix}")
         if self.differentiable and not eps.requires_grad:
-            raise ValueError(
-                "the answer of this network carries no gradient: neither x nor a weight requires one, or it runs under "
-                "torch.no_grad or was accelerated; differentiate through the plain network"
-            )
+            why = "neither x nor a weight requires one, or it runs under torch.no_grad or was accelerated"
+            raise ValueError(f"the answer carries no gradient: {why}; differentiate through the plain network")
         return eps if eps.dtype == x.dtype else eps.to(x.dtype)
 
 
@@ -148,10 +138,8 @@ _borrowed: dict[int, list[Any]] = {}  # of each evaluation in progress, what goe
 def _borrow(modes: Sequence[Any], mine: list[Any]) -> None:
     """Put modules, given by their vars, in eval mode; `mine` receives those that belong in training mode."""
     with _lock:
-        mine += [mode for mode in modes if mode["training"]]
-        if _borrowed:
-            needed = _needed()
-            mine += [mode for mode in modes if id(mode) in needed]
+        needed = {id(mode) for others in _borrowed.values() for mode in others}
+        mine += [mode for mode in modes if mode["training"] or (needed and id(mode) in needed)]
         if mine:
             _borrowed[id(mine)] = mine
         for mode in mine:
@@ -162,13 +150,9 @@ def _give_back(mine: list[Any]) -> None:
     """Put modules in training mode again, but for those that another evaluation still needs."""
     with _lock:
         _borrowed.pop(id(mine), None)
-        needed = _needed()
+        needed = {id(mode) for others in _borrowed.values() for mode in others}
         for mode in mine:
             mode["training"] = id(mode) not in needed
-
-
-def _needed() -> set[int]:
-    return {id(mode) for others in _borrowed.values() for mode in others}
 
 
 class PredictionDenoiser(nn.Module):
@@ -178,17 +162,14 @@ class PredictionDenoiser(nn.Module):
     section 4 and appendix D).
 
     Where ᾱ_T = 0, ε is x_T itself and says nothing about x_0. There, and only there, the answer is the velocity, -x̂_0, which
-    samplers expect at such a T; so a network that predicts v or x_0 can be used with a schedule that ends in pure noise.
+    samplers expect there: so a network that predicts v or x_0 can be used with a schedule that ends in pure noise.
 
     Args:
         network: called as network(x, t, labels), or network(x, t) when no labels are given; [B, C, H, W]. If it returns 2C
-            channels, the second half, a learned variance, is dropped, with a warning.
+            channels, the second half, a learned variance, is dropped, with a warning. What it says of itself is handed on: the
+            number of its classes, `num_classes`, and the shape (C, H, W) of its images, `image_shape`.
         schedule: the schedule that it was trained with; only a network that predicts ε can do without.
         prediction: what its output means.
-
-    Attributes:
-        num_classes: number of class labels the network knows, or None.
-        image_shape: (C, H, W) of the images that it was trained on, if it says so.
     """
 
     of_x: Tensor
@@ -197,8 +178,7 @@ class PredictionDenoiser(nn.Module):
 
     def __init__(self, network: Any, schedule: NoiseSchedule | None = None, prediction: Prediction = "eps") -> None:
         super().__init__()
-        if prediction not in get_args(Prediction):
-            raise ValueError(f"prediction must be one of {', '.join(get_args(Prediction))}, got {describe(prediction)}")
+        check_choice("prediction", prediction, get_args(Prediction))
         self.network, self.schedule, self.prediction = network, schedule, prediction
         self.num_classes: int | None = getattr(network, "num_classes", None)
         if hasattr(network, "image_shape"):
@@ -207,12 +187,10 @@ class PredictionDenoiser(nn.Module):
             return
         ab = check_schedule(schedule).alpha_bar
         signal, sigma = ab.sqrt(), (1 - ab).sqrt()
-        of_x, of_output = (sigma, signal) if prediction == "v" else (1 / sigma, -signal / sigma)
-        silent = signal == 0
-        # tables on the network's device: looking t up must not wait for the host
-        self.register_buffer("of_x", of_x.masked_fill(silent, 0).float(), persistent=False)
-        velocity = 1 if prediction == "v" else -1
-        self.register_buffer("of_output", of_output.masked_fill(silent, velocity).float(), persistent=False)
+        of_x, of_output, velocity = (sigma, signal, 1) if prediction == "v" else (1 / sigma, -signal / sigma, -1)
+        for name, table, at_pure_noise in (("of_x", of_x, 0), ("of_output", of_output, velocity)):
+            # on the network's device: looking t up must not wait for the host
+            self.register_buffer(name, table.masked_fill(signal == 0, at_pure_noise).float(), persistent=False)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         output = self.output(x, t, labels)
@@ -229,100 +207,8 @@ class PredictionDenoiser(nn.Module):
 
 
 class VelocityDenoiser(PredictionDenoiser):
-    """Reads a network's output as the velocity v and returns the noise, ε = √(1-ᾱ_t) x_t + √ᾱ_t v.
-
-    With v = √ᾱ_t ε - √(1-ᾱ_t) x_0, the network answers "what is the noise?" at small t and "what is the image?" at large
-    t: in each case the question that is still worth asking (Salimans & Ho 2022).
-    """
+    """Reads a network's output as the velocity v = √ᾱ_t ε - √(1-ᾱ_t) x_0: "what is the noise?" at small t, "what is the image?"
+    at large t, in each case the question that is still worth asking (Salimans & Ho 2022)."""
 
     def __init__(self, network: nn.Module, schedule: NoiseSchedule) -> None:
         super().__init__(network, schedule, "v")
-
-
-class DiffusersDenoiser(PredictionDenoiser):
-    """A `diffusers.UNet2DModel` as a denoiser. Its timesteps run over 0..T-1, ours over 1..T: t here is t - 1 there.
-
-    Args:
-        unet: called as unet(x, t, class_labels=...).
-        num_classes: number of class labels it knows; by default, its `num_class_embeds`. Guidance asks for the class
-            `num_classes` as "none", so a network that has a row for "none" counts one class less than it has rows.
-        prediction: what its output means: our words, or what stands in its scheduler's `config.prediction_type`. The network
-            itself does not say.
-        schedule: the schedule that it was trained with; needed unless the prediction is ε.
-    """
-
-    def __init__(
-        self, unet: Any, num_classes: int | None = None, prediction: str = "eps", schedule: NoiseSchedule | None = None
-    ) -> None:
-        if hasattr(unet, "unet") or not hasattr(unet, "config"):
-            fix = "of a pipeline, pass its unet, and prediction=pipeline.scheduler.config.prediction_type"
-            raise KindError(f"unet must be a network of diffusers, got {describe(unet)}; {fix}")
-        super().__init__(unet, schedule, DIFFUSERS_WORDS.get(prediction, prediction))  # type: ignore[arg-type]
-        self.label_rows = unet.config.num_class_embeds
-        self.num_classes = self.label_rows if num_classes is None else num_classes
-
-    def output(self, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-        return self.network(x, t - 1, class_labels=labels).sample
-
-
-class LabelledDenoiser(nn.Module):
-    """A class-conditional network with its labels, see :data:`Labels`, fixed: ε(x, t) = model(x, t, labels).
-
-    A ValueError says when the network has no labels, or a label is out of range; when called, if the batch has another size.
-    """
-
-    def __init__(self, model: Any, labels: Labels) -> None:
-        super().__init__()
-        self.model = model
-        self.labels = check_labels(labels, said_by(model, "num_classes"))
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.model(x, t, self.labels_for(x))
-
-    def labels_for(self, x: Tensor) -> Tensor:
-        """The labels on the device of x, to be kept: a copy at every step would make the host wait."""
-        if self.labels.ndim:
-            check_as_many(self.labels, len(x))
-        self.labels = self.labels.to(x.device)
-        return self.labels.expand(len(x))
-
-
-class GuidedDenoiser(LabelledDenoiser):
-    """Classifier-free guidance: ε̃ = ε(x, t) + scale · (ε(x, t, label) - ε(x, t)).
-
-    Source: Ho & Salimans 2022, equation 6, with scale = 1 + w: 0 ignores the label, 1 is the conditional network, more
-    than 1 exaggerates what the label asks for. Both halves run as one batch of 2B.
-
-    Args:
-        model: called as model(x, t, labels); it has a row for labels equal to num_classes, which mean "none".
-        labels: see :data:`Labels`.
-        scale: finite, at least 0.
-    """
-
-    def __init__(self, model: Any, labels: Labels, scale: float) -> None:
-        super().__init__(model, labels)
-        self.scale = check_number("the guidance scale", scale, 0, 1e4, fix="1 means no guidance")
-        self.none, rows = int(said_by(model, "num_classes")), said_by(model, "label_rows")
-        if rows is not None and rows <= self.none:
-            fix = f"if its last one means 'none', use DiffusersDenoiser(unet, num_classes={rows - 1})"
-            got = f"this network has rows 0..{rows - 1}"
-            raise ValueError(f"guidance asks for the class {self.none} as 'none', but {got}; {fix}")
-
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        labels = self.labels_for(x)
-        asked = torch.cat([torch.full_like(labels, self.none), labels])
-        unconditional, conditional = self.model(x.repeat(2, 1, 1, 1), t.repeat(2), asked).chunk(2)
-        return unconditional.lerp(conditional, self.scale)
-
-
-def check_guidance(guidance: float, labels: Any) -> None:
-    """Raise unless `guidance` is finite and at least 0, and has labels to guide towards where it is not 1."""
-    if check_number("guidance", guidance, 0, 1e4, fix="1 is none") != 1 and labels is None:
-        raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
-
-
-def conditioned(model: Any, labels: Labels | None, guidance: float = 1.0) -> Any:
-    """`model` asked for classes: with labels a :class:`LabelledDenoiser`, with guidance a :class:`GuidedDenoiser`."""
-    if labels is None:
-        return model
-    return LabelledDenoiser(model, labels) if guidance == 1 else GuidedDenoiser(model, labels, guidance)

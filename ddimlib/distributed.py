@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from ddimlib.arguments import as_numbers, check_int, check_labels
+from ddimlib.arguments import as_numbers, check_clip, check_guidance, check_int, check_labels
 from ddimlib.data import to_bytes
-from ddimlib.denoisers import VelocityDenoiser, check_guidance
+from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.provenance import check_settings, model_settings
-from ddimlib.samplers import Clip, Eta, check_clip, ddim_sigma, sample
+from ddimlib.samplers import Clip, Eta, ddim_sigma, sample
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import check_output, locked, read_json, read_tensors, write_json, write_tensors
 from ddimlib.timesteps import Spacing, timesteps

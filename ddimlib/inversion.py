@@ -22,13 +22,10 @@ def invert(
     ε that was used is ε(x_t, t), and x_t is what we look for:
 
     * iterations = 0, explicit: step with ε(x_s, t). The right network time, the wrong state; the error of the round trip
-      is of first order in 1/S. Song et al. 2021 (sections 4.3 and 5.4) run the ODE of their equation 14 backwards and do
-      not say at which state and time they ask.
-    * iterations = k > 0, implicit: then, k times, step again with ε(x_t, t) at the x_t just found. The fixed point is the
-      exact inverse; it is reached when the network changes slowly enough with x for the map to contract. Pan et al. 2023
-      edit images this way.
-
-    The book, chapter 9.
+      is of first order in 1/S. Song et al. 2021 (sections 4.3 and 5.4) do not say at which state and time they ask.
+    * iterations = k > 0, implicit: then, k times, step again with ε(x_t, t) at the x_t just found. The fixed point is the exact
+      inverse, reached when the network changes slowly enough with x for the map to contract (Pan et al. 2023; the book,
+      chapter 9).
 
     Args:
         model, schedule, steps, differentiable: as for the sampler to be inverted, :func:`ddimlib.ddim`; but no step may go to
@@ -37,9 +34,7 @@ def invert(
         iterations: fixed-point iterations a step; (1 + iterations) · S network evaluations in all.
         residuals: a list that receives, for each implicit step, the largest change that its last iteration made to a pixel.
 
-    Returns:
-        An iterator of S states, at τ_1, …, τ_S, the last of which is x_T. A ValueError comes before the first evaluation, a
-        NaN from the network is passed on.
+    Returns an iterator of S states, at τ_1, …, τ_S, the last of which is x_T. A ValueError comes before the first evaluation.
     """
     check_images("x_0", x_0)
     asked, steps = begin(model, schedule, x_0, steps, differentiable)

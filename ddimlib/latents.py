@@ -21,8 +21,7 @@ def mixed_seed(*entropy: int) -> int:
 def sample_seeds(seed: int, n: int, start: int = 0) -> list[int]:
     """Seeds of samples start, …, start + n - 1 of the run `seed`: well mixed, so that runs 0 and 1 share no sample.
 
-    Raises:
-        ValueError: when `seed` or a sample is outside 0..2³²-1 (beyond, two runs would share samples), or n is negative.
+    `seed` and the samples' numbers lie in 0..2³²-1: beyond, two runs would share samples.
     """
     seed, start = check_int("seed", seed, 0, MOST_SEEDS - 1), check_int("start", start, 0, MOST_SEEDS - 1)
     return [mixed_seed(seed, i) for i in range(start, start + check_int("n", n, 0, MOST_SEEDS - start))]
@@ -90,11 +89,8 @@ Noise = Union[None, int, torch.Generator, Tensor, SeededNoise, Callable[[Tensor]
 
 
 def noise_source(noise: Any, x_T: Tensor, count: int) -> Callable[[int, Tensor], Tensor]:
-    """What the i-th of `count` steps calls for its noise, as source(i, x).
-
-    Raises:
-        ValueError: when the noise does not fit x_T [B, C, H, W] or is not finite; KindError, when it is no :data:`Noise`.
-    """
+    """What the i-th of `count` steps calls for its noise, as source(i, x); raises unless it is a :data:`Noise`, finite, that
+    fits x_T [B, C, H, W]."""
     if noise is None:
         return lambda i, x: torch.randn_like(x)
     if isinstance(noise, torch.Generator):
@@ -115,13 +111,10 @@ def noise_source(noise: Any, x_T: Tensor, count: int) -> Callable[[int, Tensor],
 
 
 def lerp(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """The straight line from a to b: (1 - u) a + u b.
+    """The straight line from a to b: (1 - u) a + u b. Between Gaussian latents the norm sags (the book, chapter 8).
 
-    Between independent Gaussian latents the norm sags, to √½ of theirs at u = ½ (the book, chapter 8).
-
-    Args:
-        a, b: [B, …], floating point, finite, same shape; the result has the dtype of a.
-        weight: u, finite; in [0, 1] between a and b.
+    a and b are [B, …], floating point, finite, of one shape; the result has the dtype of a. The weight u is finite, and in
+    [0, 1] between a and b.
     """
     weight = _check_path(a, b, weight)
     return torch.lerp(a, b.to(a.dtype), weight)

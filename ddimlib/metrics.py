@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ddimlib.arguments import check_images, check_int, check_labels
 from ddimlib.data import DATASETS, PRETRAINED, load_dataset, to_bytes, to_model_range
-from ddimlib.denoisers import Labels
+from ddimlib.guidance import Labels
 from ddimlib.storage import check_tensors, digest, read_tensors, write_tensors
 
 if TYPE_CHECKING:

@@ -23,9 +23,8 @@ def ddim_ab2(
 
     The first step has nothing before it and is DDIM's. The error is of second order in 1/S, where DDIM's is of first, for
     the same S evaluations; with fewer than about ten there is little to gain. Source: Hairer, Nørsett & Wanner 1993,
-    section III.5 (steps of unequal length); Zhang & Chen 2023 (ρAB-DEIS); the book, chapter 7.
-
-    Arguments, states and errors as for :func:`ddimlib.ddim`; nothing is drawn, and no step may begin at ᾱ_T = 0.
+    section III.5 (steps of unequal length); Zhang & Chen 2023 (ρAB-DEIS); the book, chapter 7. Arguments, states and errors as
+    for :func:`ddimlib.ddim`; nothing is drawn, and no step may begin at ᾱ_T = 0.
     """
     asked, steps = begin(model, schedule, x_T, steps, differentiable)
     schedule.check_noise_is_known(steps[0])

@@ -9,6 +9,8 @@ from torch import Tensor
 from ddimlib.arguments import as_numbers, check_floats, check_int, check_number
 from ddimlib.schedule import NoiseSchedule, check_schedule
 
+Numbers = Sequence[float] | Tensor
+
 
 class GaussianMixture:
     """Data drawn from Σ_k w_k N(m_k, s_k² I), and everything that the forward process makes of it, in closed form.
@@ -23,9 +25,7 @@ class GaussianMixture:
         weights: w_k > 0, [K]; scaled to sum to 1. Equal when None.
     """
 
-    def __init__(
-        self, means: Tensor, stds: Sequence[float] | Tensor, weights: Sequence[float] | Tensor | None = None
-    ) -> None:
+    def __init__(self, means: Tensor, stds: Numbers, weights: Numbers | None = None) -> None:
         self.means, self.stds = (as_numbers(*x, torch.float64) for x in (("means", means), ("stds", stds)))
         self.weights = torch.ones_like(self.stds) if weights is None else as_numbers("weights", weights, torch.float64)
         shapes = [tuple(x.shape) for x in (self.means, self.stds, self.weights)]
@@ -45,10 +45,7 @@ class GaussianMixture:
         return self.means[k] + self.stds[k].reshape(-1, *[1] * (z.ndim - 1)) * z
 
     def log_density(self, x: Tensor, alpha_bar: float) -> Tensor:
-        """log p_t(x) for x [B, C, H, W] at the time with this ᾱ in [0, 1], float64 [B]; ᾱ = 1 is the data itself.
-
-        Where a component is a point mass, which has no density, ᾱ must be below 1.
-        """
+        """log p_t(x), float64 [B], for x [B, C, H, W] at the time with this ᾱ in [0, 1]; below 1 if there are point masses."""
         y, v = self._inputs(x, alpha_bar)
         return torch.logsumexp(self._log_joint(y, v, alpha_bar), dim=1).to(x.device)
 
@@ -86,10 +83,7 @@ class GaussianMixture:
 
 
 class MixtureDenoiser:
-    """A denoiser with no error at all: what a perfectly trained network would return for a :class:`GaussianMixture`.
-
-    Where ᾱ_T = 0 it answers -E[x_0], as a network that predicts v does.
-    """
+    """What a perfectly trained network would answer for a :class:`GaussianMixture`; where ᾱ_T = 0, -E[x_0], as one for v."""
 
     prediction = "v"
 

@@ -209,7 +209,7 @@ def plot_benchmark(table: Mapping[str, Any]) -> Figure:
                 axis.plot(entry["ratio_quartiles"], [y, y], "-", color=COLORS[color], linewidth=1.2)
                 label = f"S = {row['steps']}" if i == 0 else None
                 axis.plot(entry["ratio"], y, marker, color=COLORS[color], markersize=4.5, label=label)
-        axis.set_title(f"batch {batch}")
+        axis.set_title(f"batch {batch}", fontsize=9)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
     axes[0, 0].set_xlim(left=0)

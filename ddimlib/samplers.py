@@ -3,14 +3,26 @@
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddimlib.arguments import KindError, check_finite, check_int, check_labels, check_number, check_pair, describe
-from ddimlib.denoisers import Denoiser, Labels, begin, check_guidance, check_model, conditioned, said_by
+from ddimlib.arguments import (
+    KindError,
+    check_choice,
+    check_clip,
+    check_finite,
+    check_guidance,
+    check_int,
+    check_labels,
+    check_number,
+    check_pair,
+    describe,
+)  # fmt: skip
+from ddimlib.denoisers import Denoiser, begin, check_model, said_by
+from ddimlib.guidance import Labels, conditioned
 from ddimlib.latents import Noise, SeededNoise, noise_source
 from ddimlib.schedule import NoiseSchedule, check_schedule
 from ddimlib.timesteps import Spacing, Steps, check_timesteps
@@ -53,18 +65,15 @@ def ddim_step(
     """One step of the DDIM family from t to `prev` (Song et al. 2021, equation 12; the book, chapter 4).
 
     x_prev = √ᾱ_prev x̂_0 + √(1-ᾱ_prev-σ²) ε + σ z, with x̂_0 = (x_t - √(1-ᾱ_t) ε)/√ᾱ_t:
-    the predicted x_0, the direction pointing to x_t, and noise.
+    the predicted x_0, the direction pointing to x_t, and noise. Returns x_prev, of x_t's shape and dtype.
 
     Args:
         x_t, eps: state and predicted noise, [B, C, H, W]. Where ᾱ_t = 0, ε is x_t, and `eps` is -x̂_0 instead, as
-            :class:`ddimlib.denoisers.PredictionDenoiser` answers.
+            :class:`ddimlib.PredictionDenoiser` answers.
         t, prev: times in 0..T, prev < t; with η = 0 also prev > t, which is the same step undone.
         eta: see :func:`ddim_sigma`.
         z: standard Gaussian noise of x_t's shape; needed when σ > 0.
         clip: see :data:`Clip`. ε is re-derived from the limited x̂_0, so that the pair still explains x_t.
-
-    Returns:
-        x_prev, shape and dtype of x_t.
     """
     sigma = ddim_sigma(schedule, t, prev, eta)
     eps = _clipped(schedule, x_t, eps, t, clip)
@@ -88,14 +97,11 @@ def ddpm_step(
 
     x_{t-1} = 1/√α_t · (x_t - β_t/√(1-ᾱ_t) · ε) + σ_t z, no noise on the last step (t = 1).
 
-    Args:
-        x_t, eps, clip: as in :func:`ddim_step`.
-        t: in 1..T.
-        z: standard Gaussian noise of x_t's shape; needed when t > 1.
-        variance: σ_t² = β̃_t ("posterior") or β_t ("beta"); section 3.2 of the paper.
+    x_t, eps, z and clip are as in :func:`ddim_step`; t lies in 1..T, and `variance` is σ_t² = β̃_t ("posterior") or β_t ("beta";
+    section 3.2 of the paper).
     """
     check_int("t", t, 1, schedule.T)
-    _check_variance(variance)
+    check_choice("variance", variance, get_args(Variance))
     eps = _clipped(schedule, x_t, eps, t, clip)
     ab, ab_prev = schedule.ab[t], schedule.ab[t - 1]
     alpha = ab / ab_prev
@@ -113,21 +119,17 @@ def ddim(
 ) -> Iterator[Tensor]:  # fmt: skip
     """Sample along `steps`, yielding the state after each: `x_0 = last(ddim(...))` (Song et al. 2021, equation 12).
 
-    The pairs walked are (τ_S, τ_{S-1}), …, (τ_1, 0): exactly S network evaluations, and no special last step.
-    A NaN from the network is passed on, since a check at every step would make a GPU wait; :func:`sample` checks its result.
+    The pairs walked are (τ_S, τ_{S-1}), …, (τ_1, 0): exactly S network evaluations, and no special last step. A ValueError
+    comes before the first of them; a NaN from the network is passed on, since to look for it would make a GPU wait.
 
     Args:
         model: the denoiser; how it is asked: :class:`ddimlib.denoisers.Asked`.
         schedule: the noise schedule that it was trained with; a model that knows its own is held to it.
         x_T: starting noise, [B, C, H, W], any floating dtype; the states keep it.
         steps: τ_S > … > τ_1 in 1..T, as from :func:`ddimlib.timesteps`; or their number S, spaced as "linspace".
-        eta: 0 is deterministic and draws nothing; 1 is DDPM on the re-spaced chain; "hat" is σ̂.
+        eta, clip: see :data:`Eta` and :data:`Clip`; with η = 0 nothing is drawn, with η = 1 it is DDPM on the re-spaced chain.
         noise: step noise, see :data:`ddimlib.latents.Noise`; slice i of a tensor belongs to the i-th step taken.
-        clip: limits of x̂_0, see :data:`Clip`.
         differentiable: keep the graph, so that gradients reach x_T and the network's weights; S evaluations stay in memory.
-
-    Returns:
-        An iterator of S states, the last of which is x_0. A ValueError comes before the first evaluation.
     """
     asked, steps = begin(model, schedule, x_T, steps, differentiable)
     ddim_sigma(schedule, steps[0], 0, eta)
@@ -154,7 +156,7 @@ def ddpm(
     Arguments, states and errors as in :func:`ddim`; a noise tensor is [T, B, C, H, W], `variance` as in :func:`ddpm_step`.
     """
     asked, steps = begin(model, schedule, x_T, None, differentiable)
-    _check_variance(variance)
+    check_choice("variance", variance, get_args(Variance))
     check_clip(clip)
     draw = noise_source(noise, x_T, len(steps))
 
@@ -189,21 +191,17 @@ def sample(
     Args:
         model, schedule, eta, clip: as for :func:`ddim`; with labels, model is called as model(x, t, labels).
         shape: [N, C, H, W] of the images wanted; may be left out where x_T is given.
-        steps: number of steps S, in 1..T, or a list of them; DDPM is steps = T with eta = 1.
-        spacing: of the steps where their number is given, see :func:`ddimlib.timesteps`.
+        steps, spacing: the number of steps S, in 1..T, and their spacing, see :func:`ddimlib.timesteps`, or a list of them;
+            DDPM is steps = T with eta = 1.
         seed: image i is a function of (seed, i), whatever the batch it is drawn in; None draws one from torch's generator.
-        labels: one class for each image, see :data:`ddimlib.denoisers.Labels`; or None.
-        guidance: classifier-free guidance scale, see :class:`ddimlib.denoisers.GuidedDenoiser`; needs labels.
-        batch_size: images at a time.
-        progress: show a progress bar.
+        labels: one class for each image, see :data:`ddimlib.guidance.Labels`; or None.
+        guidance: classifier-free guidance scale, see :class:`ddimlib.GuidedDenoiser`; needs labels.
+        batch_size, progress: images at a time; whether to show a progress bar.
         first: number of the first image, for a part of a larger run: images first, …, first + N - 1 of that seed are drawn.
         x_T: noise to start from instead of the seed's, [N, C, H, W], such as latents that were interpolated.
 
-    Returns:
-        [N, C, H, W] on the model's device, in [-1, 1] (what lies outside is clipped); float32, or the dtype of x_T.
-
-    Raises:
-        FloatingPointError: when the network returns NaN or infinity.
+    Returns [N, C, H, W] on the model's device, in [-1, 1] (what lies outside is clipped); float32, or the dtype of x_T.
+    Raises FloatingPointError when the network returns NaN or infinity.
     """
     if x_T is not None:
         check_finite("x_T", x_T)
@@ -220,8 +218,8 @@ def sample(
         labels = check_labels(labels, said_by(model, "num_classes"), n).expand(n)
     check_guidance(guidance, labels)
     visited = check_timesteps(schedule.T, steps, spacing)
-    weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    device = torch.device("cpu") if weight is None else weight.device
+    weights = model.parameters() if isinstance(model, nn.Module) else iter(())
+    device = next((weight.device for weight in weights), torch.device("cpu"))
     images, batches = [], range(0, n, batch_size)
     with tqdm(total=len(batches) * len(visited), disable=not progress, desc="sampling") as bar:
         for start in batches:
@@ -252,10 +250,7 @@ def _affine(x: Tensor, a: float, eps: Tensor, b: float, sigma: float, z: Tensor 
 
 
 def _clipped(schedule: NoiseSchedule, x_t: Tensor, eps: Tensor, t: int, clip: Clip) -> Tensor:
-    """The noise that belongs to x̂_0 within its limits, so that the pair still explains x_t.
-
-    Every step begins here, so this is also where ε is refused when its shape is not that of x_t: it would be broadcast.
-    """
+    """The noise that belongs to x̂_0 within its limits, so that the pair still explains x_t. Every step begins here."""
     check_pair("x_t", x_t, "eps", eps)
     check_clip(clip)
     if clip is None:
@@ -274,14 +269,3 @@ def _limited(x_0: Tensor, clip: float | Literal["dynamic"]) -> Tensor:
     s = sizes.to(torch.promote_types(sizes.dtype, torch.float32)).quantile(0.995, dim=1).clamp(min=1)
     s = s.to(x_0.dtype).reshape(-1, *[1] * (x_0.ndim - 1))
     return x_0.clamp(-s, s) / s
-
-
-def check_clip(clip: Clip) -> None:
-    """Raise unless `clip` is as :data:`Clip` says."""
-    if clip is not None and clip != "dynamic":
-        check_number("clip", clip, 0, 1e4, above=True, fix='data in [-1, 1] wants clip = 1, or "dynamic"')
-
-
-def _check_variance(variance: str) -> None:
-    if variance not in ("posterior", "beta"):
-        raise ValueError(f"variance must be 'posterior' (β̃) or 'beta' (β), got {variance!r}")

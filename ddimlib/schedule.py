@@ -17,8 +17,7 @@ from ddimlib.timesteps import Steps, check_timesteps
 Time = int | Tensor
 """A timestep: one int for the whole batch, or one integer a sample, [B]."""
 
-MOST_STEPS = 10**6
-"""The longest schedule that is made by formula: more is a slip."""
+MOST_STEPS = 10**6  # of a schedule that is made by formula: more is a slip
 
 
 class NoiseSchedule:
@@ -46,19 +45,14 @@ class NoiseSchedule:
         wrong = ~((beta > 0) & (beta < 1))  # catches NaN too
         wrong[-1] &= len(beta) == 1 or bool(beta[-1] != 1)
         if wrong.any():
-            i = int(wrong.nonzero()[0])
-            raise ValueError(
-                f"every beta must lie strictly between 0 and 1, got β_{i + 1} = {beta[i].item():.4g}; "
-                "a variance of 0 or 1 keeps everything or destroys everything in one step"
-            )
+            i, why = int(wrong.nonzero()[0]), "such a step keeps or destroys everything"
+            raise ValueError(f"every beta must lie strictly between 0 and 1, got β_{i + 1} = {beta[i]:.4g}; {why}")
         self.T = len(beta)
         self.beta = torch.cat([beta.new_zeros(1), beta])
         self.alpha_bar = torch.cumprod(1 - self.beta, dim=0)
         self.ab: list[float] = self.alpha_bar.tolist()
         if self.ab[-1] == 0 and beta[-1] < 1:
-            raise ValueError(
-                f"ᾱ_T underflows to 0 after T = {self.T} steps, so x_0 cannot be recovered; use fewer or smaller betas"
-            )
+            raise ValueError(f"ᾱ_T underflows to 0 after {self.T} steps, and x_0 is lost; use fewer or smaller betas")
         if not (self.alpha_bar.diff() < 0).all():
             raise ValueError("some beta is below float64 resolution, so ᾱ does not decrease there; use larger betas")
 
@@ -71,10 +65,8 @@ class NoiseSchedule:
 
     @classmethod
     def cosine(cls, T: int = 1000, s: float = 0.008, beta_max: float = 0.999) -> "NoiseSchedule":
-        """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), each β_t at most `beta_max`.
-
-        Source: Nichol & Dhariwal 2021, equation 17; the book, chapter 1.
-        """
+        """ᾱ_t = f(t)/f(0), f(t) = cos²((t/T + s)/(1 + s) · π/2), each β_t at most `beta_max` (Nichol & Dhariwal 2021,
+        equation 17; the book, chapter 1)."""
         T = check_int("T, the number of steps,", T, 1, MOST_STEPS)
         s = check_number("the cosine offset s", s, 0, fix="the paper's is 0.008")
         t = torch.arange(T + 1, dtype=torch.float64, device="cpu")
@@ -84,8 +76,7 @@ class NoiseSchedule:
     def zero_terminal_snr(self) -> "NoiseSchedule":
         """This schedule shifted and scaled to end in pure noise, ᾱ_T = 0: √ᾱ_t becomes (√ᾱ_t - √ᾱ_T) √ᾱ_1/(√ᾱ_1 - √ᾱ_T).
 
-        Source: Lin et al. 2024, algorithm 1. The network has to predict v or x_0, see
-        :class:`ddimlib.denoisers.PredictionDenoiser`.
+        Source: Lin et al. 2024, algorithm 1. The network has to predict v or x_0: :class:`ddimlib.PredictionDenoiser`.
         """
         if self.T < 2:
             raise ValueError("a chain of one step cannot end in pure noise: T must be at least 2")
@@ -109,25 +100,17 @@ class NoiseSchedule:
     def add_noise(self, x_0: Tensor, t: Time, noise: Tensor) -> Tensor:
         """Jump from data to time t: x_t = √ᾱ_t x_0 + √(1-ᾱ_t) ε, a sample of q(x_t | x_0) if ε ~ N(0, I).
 
-        Source: Ho et al. 2020, equation 4; the book, chapter 1.
-
-        Args:
-            x_0: data in [-1, 1], [B, C, H, W], floating point.
-            t: int, or integers [B]; in 0..T.
-            noise: ε, the shape of `x_0`.
-
-        Returns:
-            x_t, of `x_0`'s shape and the wider of the two dtypes. ValueError is raised when one of these is not as said.
+        Source: Ho et al. 2020, equation 4; the book, chapter 1. The data x_0 in [-1, 1] and the `noise` ε are floating point,
+        [B, C, H, W], and t, in 0..T, is an int or integers [B]; else a ValueError is raised. Returns x_t, of the same shape and
+        the wider of the two dtypes.
         """
         check_pair("x_0", x_0, "noise", noise)
         signal, sigma = self._signal_and_noise(t, x_0)
         return signal * x_0 + sigma * noise
 
     def predict_x0(self, x_t: Tensor, t: Time, eps: Tensor) -> Tensor:
-        """The x_0 that x_t would come from, were ε its noise: x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t, where ᾱ_t > 0.
-
-        Source: Song et al. 2021, equation 9; the book, chapter 2. Shapes and errors as in :meth:`add_noise`.
-        """
+        """The x_0 that x_t would come from, were ε its noise: x̂_0 = (x_t - √(1-ᾱ_t) ε) / √ᾱ_t, where ᾱ_t > 0 (Song et al.
+        2021, equation 9; the book, chapter 2). Shapes and errors as in :meth:`add_noise`."""
         check_pair("x_t", x_t, "eps", eps)
         signal, sigma = self._signal_and_noise(t, x_t)
         if self.ab[-1] == 0:
@@ -135,11 +118,8 @@ class NoiseSchedule:
         return (x_t - sigma * eps) / signal
 
     def predict_eps(self, x_t: Tensor, t: Time, x_0: Tensor) -> Tensor:
-        """The noise in x_t, were `x_0` its data: ε = (x_t - √ᾱ_t x_0) / √(1-ᾱ_t), for t in 1..T.
-
-        Song et al. 2021, equation 9, solved for ε; re-derives it after x̂_0 was clipped (the book, chapter 6). Shapes and
-        errors as in :meth:`add_noise`, but for t = 0, where there is no noise.
-        """
+        """The noise in x_t, were `x_0` its data: ε = (x_t - √ᾱ_t x_0) / √(1-ᾱ_t), for t in 1..T; there is none at t = 0 (Song
+        et al. 2021, equation 9, solved for ε; the book, chapter 6). Shapes and errors as in :meth:`add_noise`."""
         check_pair("x_t", x_t, "x_0", x_0)
         signal, sigma = self._signal_and_noise(t, x_t, first=1)
         return (x_t - signal * x_0) / sigma
@@ -195,12 +175,12 @@ class NoiseSchedule:
             raise ValueError(f"at t = {self.T} this schedule is pure noise, so x_0 cannot be computed from ε; {fix}")
 
     def _signal_and_noise(self, t: Time, like: Tensor, first: int = 0) -> tuple[Tensor, Tensor]:
-        """√ᾱ_t and √(1-ᾱ_t), shaped, typed and placed to multiply `like`."""
         ab = self.alpha_bar[self.check_time(t, first)]
         return _like(ab.sqrt(), like), _like((1 - ab).sqrt(), like)
 
 
 def _like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient, [] or [B], shaped, typed and placed to multiply x."""
     if coefficient.ndim == 0:  # stays on the host: torch multiplies any device's tensor by it without a copy
         return coefficient.to(x.dtype)
     if len(coefficient) != len(x):

@@ -21,13 +21,7 @@ def timesteps(T: int, S: int, spacing: Spacing = "linspace") -> list[int]:
     * "trailing": τ_i = i·T/S, rounded. Ends at T; the step to t = 0 is as wide as the others.
     * "quadratic": τ_i = 1 + (T-1)·((i-1)/(S-1))², rounded; where that repeats a step, the next free one. Dense near data.
 
-    Args:
-        T: length of the schedule, at least 1.
-        S: number of steps, in 1..T.
-        spacing: one of the four.
-
-    Returns:
-        S integers in 1..T, strictly decreasing.
+    T is the schedule's length, and S, in 1..T, the number of steps; returns S integers in 1..T, strictly decreasing.
     """
     T = check_int("T, the schedule's length,", T, 1, fix="pass schedule.T")
     S = check_int("the number of steps", S, 1, T, fix=f"the schedule has {T}")

@@ -19,7 +19,16 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from ddimlib.arguments import KindError, check_bytes, check_int, check_labels, check_number, check_pair, describe
+from ddimlib.arguments import (
+    KindError,
+    check_bytes,
+    check_choice,
+    check_int,
+    check_labels,
+    check_number,
+    check_pair,
+    describe,
+)
 from ddimlib.data import to_model_range, warped
 from ddimlib.denoisers import VelocityDenoiser, check_model, said_by
 from ddimlib.latents import mixed_seed
@@ -31,12 +40,6 @@ from ddimlib.storage import check_output, check_tensors, digest, locked, read_te
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 LOSSES = ("noise", "velocity", "balanced")
-
-
-def check_loss(loss: str) -> None:
-    """Raise ValueError unless `loss` is one of the three."""
-    if loss not in LOSSES:
-        raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class TrainingConfig:
         for name, most in (("learning_rate", 1e3), ("decay", 1), ("ema", 0.999_999_9), ("label_dropout", 1)):
             check_number(name, getattr(self, name), 0, most)
         check_number("clip_norm", self.clip_norm, 0, above=True)
-        check_loss(self.loss)
+        check_choice("loss", self.loss, LOSSES)
         for name in ("flip", "warp"):
             if not isinstance(getattr(self, name), bool):
                 raise KindError(f"{name} must be True or False, got {describe(getattr(self, name))}")
@@ -150,7 +153,7 @@ def loss_weight(schedule: NoiseSchedule, t: Tensor, loss: str) -> Tensor:
 
     t is int64 [B], in 1..T; returns float32 [B].
     """
-    check_loss(loss)
+    check_choice("loss", loss, LOSSES)
     alpha_bar = schedule.alpha_bar[t]
     if loss == "balanced":
         return 2 * ((1 - alpha_bar) / alpha_bar).sqrt().float()

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +19,10 @@ Embedding = partial(nn.Embedding, dtype=torch.float32, device="cpu")
 
 
 def time_features(t: Tensor, size: int) -> Tensor:
-    """Sines and cosines of t [B], at wavelengths from 2π to 2π·10⁴ timesteps: float32 [B, size], `size` being even.
-
-    Source: Vaswani et al. 2017, section 3.5.
-    """
-    half = size // 2
-    frequency = torch.exp(-math.log(1e4) * torch.arange(half, dtype=torch.float32, device=t.device) / (half - 1))
-    angle = t.float()[:, None] * frequency
+    """Sines and cosines of t [B], at wavelengths from 2π to 2π·10⁴ timesteps: float32 [B, size], `size` being even (Vaswani
+    et al. 2017, section 3.5)."""
+    place = torch.arange(size // 2, dtype=torch.float32, device=t.device)
+    angle = t.float()[:, None] * torch.exp(-math.log(1e4) * place / (size // 2 - 1))
     return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
@@ -76,12 +74,10 @@ class SelfAttention(nn.Module):
 class Stage(nn.Module):
     """A residual block, then attention where the level asks for it."""
 
-    def __init__(
-        self, in_width: int, out_width: int, embedding: int, dropout: float, attention: bool, groups: int
-    ) -> None:
+    def __init__(self, in_width: int, out_width: int, embedding: int, dropout: float, attend: bool, groups: int):
         super().__init__()
         self.block = ResidualBlock(in_width, out_width, embedding, dropout, groups)
-        self.attention = SelfAttention(out_width, groups) if attention else nn.Identity()
+        self.attention = SelfAttention(out_width, groups) if attend else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attention(self.block(x, embedding))
@@ -90,14 +86,12 @@ class Stage(nn.Module):
 class UNet(nn.Module):
     """A U-Net: down through the levels and up again, with a shortcut across at every level (Ho et al. 2020, app. B).
 
-    Level i works at resolution H / 2^i with `widths[i]` channels. It has `blocks[i]` residual blocks on the way down and
-    as many on the way up; the lowest level is passed once. A narrow first level keeps the full resolution cheap.
+    Level i works at resolution H / 2^i with `widths[i]` channels, multiples of `groups`. It has `blocks[i]` residual blocks,
+    each with self-attention if `attention[i]`, on the way down and as many on the way up; the lowest level is passed once. A
+    narrow first level keeps the full resolution cheap.
 
     Args:
         channels: image channels C.
-        widths: channels of each level, multiples of `groups`.
-        blocks: residual blocks of each level.
-        attention: whether the blocks of each level are followed by self-attention.
         image_size: side of the images it is trained at, or (height, width); others work too, if every level halves them evenly.
         num_classes: number of class labels, or None for a network without labels.
         dropout: probability, in [0, 1).
@@ -106,16 +100,10 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self,
-        channels: int = 1,
-        widths: Sequence[int] = (16, 48, 96),
-        blocks: Sequence[int] = (1, 1, 4),
-        attention: Sequence[bool] = (False, False, True),
-        image_size: int | Sequence[int] = 28,
-        num_classes: int | None = None,
-        dropout: float = 0.0,
-        groups: int = 8,
-    ) -> None:
+        self, channels: int = 1, widths: Sequence[int] = (16, 48, 96), blocks: Sequence[int] = (1, 1, 4),
+        attention: Sequence[bool] = (False, False, True), image_size: int | Sequence[int] = 28,
+        num_classes: int | None = None, dropout: float = 0.0, groups: int = 8,
+    ) -> None:  # fmt: skip
         super().__init__()
         levels = (widths, blocks, attention)
         if not all(isinstance(x, list | tuple) and len(x) == len(widths) > 0 for x in levels):
@@ -131,34 +119,32 @@ class UNet(nn.Module):
             raise ValueError(f"attention must be True or False for each level, got {attention}")
         if check_number("dropout", dropout, 0) >= 1:
             raise ValueError(f"dropout must be below 1, got {dropout}; it is the probability to drop a number")
-        self.scale = 2 ** (len(widths) - 1)
+        lowest = len(widths) - 1
+        self.scale = 2**lowest
         size = image_size if isinstance(image_size, list | tuple) else (image_size, image_size)
         if len(size) != 2 or any(check_int("image_size", side, 1) % self.scale for side in size):
             why = f"so that {len(widths)} levels halve it evenly, got {image_size}; pad or resize the images"
             raise ValueError(f"image_size must be one or two multiples of {self.scale}, {why}")
         self.image_shape = (channels, int(size[0]), int(size[1]))
         self.num_classes = num_classes
-        embedding = 128
-        self.time_mlp = nn.Sequential(Linear(64, embedding), nn.SiLU(), Linear(embedding, embedding))
+        self.time_mlp = nn.Sequential(Linear(64, 128), nn.SiLU(), Linear(128, 128))
         # one row more than there are classes: the last stands for "no label"
-        self.label_embedding = None if num_classes is None else Embedding(num_classes + 1, embedding)
+        self.label_embedding = None if num_classes is None else Embedding(num_classes + 1, 128)
 
         def stages_of(in_width: int, level: int) -> nn.ModuleList:
-            w = widths[level]
-            ins = [in_width] + [w] * (blocks[level] - 1)
-            return nn.ModuleList(Stage(i, w, embedding, dropout, attention[level], groups) for i in ins)
+            ins, w = [in_width] + [widths[level]] * (blocks[level] - 1), widths[level]
+            return nn.ModuleList(Stage(i, w, 128, dropout, attention[level], groups) for i in ins)
 
-        lowest = len(widths) - 1
         self.stem = Conv2d(channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stages_of(widths[i], i) for i in range(lowest))
-        self.shrink = nn.ModuleList(Conv2d(widths[i], widths[i + 1], 3, stride=2, padding=1) for i in range(lowest))
+        self.shrink = nn.ModuleList(Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.bottom = stages_of(widths[lowest], lowest)
-        self.grow = nn.ModuleList(
-            nn.Sequential(Conv2d(widths[i + 1], widths[i], 1), nn.Upsample(scale_factor=2)) for i in range(lowest)
-        )
+        grow = (nn.Sequential(Conv2d(b, a, 1), nn.Upsample(scale_factor=2)) for a, b in pairwise(widths))
+        self.grow = nn.ModuleList(grow)
         self.up = nn.ModuleList(stages_of(2 * widths[i], i) for i in range(lowest))
-        last = _zero(Conv2d(widths[0], channels, 3, padding=1))
-        self.head = nn.Sequential(GroupNorm(groups, widths[0]), nn.SiLU(), last)
+        self.head = nn.Sequential(
+            GroupNorm(groups, widths[0]), nn.SiLU(), _zero(Conv2d(widths[0], channels, 3, padding=1))
+        )
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
         check_floats("x", x)
@@ -171,15 +157,13 @@ class UNet(nn.Module):
                 raise KindError(f"{name} must be int64 [B], one for each of {len(x)} images, got {describe(value)}")
         embedding = self.time_mlp(time_features(t, 64).to(x.dtype))
         if self.label_embedding is not None:
-            if labels is None:
-                labels = torch.full_like(t, self.label_embedding.num_embeddings - 1)
-            embedding = embedding + self.label_embedding(labels)
+            none = torch.full_like(t, self.label_embedding.num_embeddings - 1)
+            embedding = embedding + self.label_embedding(none if labels is None else labels)
         elif labels is not None:
             check_labels(labels, None)  # says that there are none
         embedding = F.silu(embedding)
 
-        h = self.stem(x)
-        across = []
+        h, across = self.stem(x), []
         for stages, shrink in zip(self.down, self.shrink, strict=True):
             h = _through(stages, h, embedding)
             across.append(h)

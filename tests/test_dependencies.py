@@ -71,3 +71,17 @@ def test_importing_the_library_does_not_import_torchvision():
     """It takes as long as torch itself, and a notebook that draws samples does not need it."""
     code = "import sys, ddimlib, ddimlib.evaluation, ddimlib.plotting; sys.exit('torchvision' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_file_of_the_library_uses_only_files_above_it():
+    """In the order of the API's page, which says so; the files of `storage` and `provenance` come before all that write."""
+    order = re.findall(
+        r"automodule:: ddimlib\.(\w+)", (ROOT / "book" / "appendix" / "api.md").read_text(encoding="utf-8")
+    )
+    files = {path.stem for path in (ROOT / "ddimlib").glob("*.py")} - {"__init__", "__main__", "storage", "provenance"}
+    assert set(order) == files
+    for i, name in enumerate(order):
+        used = re.findall(
+            r"^from ddimlib\.(\w+) import", (ROOT / "ddimlib" / f"{name}.py").read_text(encoding="utf-8"), re.M
+        )
+        assert set(used) <= {*order[:i], "storage", "provenance"}, name

@@ -73,17 +73,23 @@ def counts(path):
     }
 
 
+def faults_of_time(found):
+    """Whether the stated minutes are honest: 200 words and two cells a minute, and a minute for a derived equation."""
+    least = found["words"] / 200 + found["cells"] / 2
+    if least <= found["minutes"] <= least + found["equations"] + 5:
+        return []
+    counted = f"{least:.0f} and up to one for each of {found['equations']} equations"
+    return [f"{found['minutes']} minutes stated, counted are {counted}"]
+
+
 def faults_of_chapter(path):
     """In words, what a chapter has too much of or lacks."""
     found = counts(path)
     faults = [f"{found[key]} {key}, at most {limit}" for key, limit in LIMITS.items() if (found[key] or 0) > limit]
     if found["minutes"] is None:
         faults.append("no line '**Time:** NN minutes to read, … to run on two CPU cores'")
-    else:  # 200 words and two cells a minute, and a minute for an equation that is derived
-        least = found["words"] / 200 + found["cells"] / 2
-        if not least <= found["minutes"] <= least + found["equations"] + 5:
-            counted = f"{least:.0f} and up to one for each of {found['equations']} equations"
-            faults.append(f"{found['minutes']} minutes stated, counted are {counted}")
+    else:
+        faults += faults_of_time(found)
     if found["algorithms"] < (least := ALGORITHMS.get(int(path.name[:2]), 0)):
         faults.append(f"{found['algorithms']} algorithm boxes, at least {least}")
     if found["quiz"] != 1:
@@ -132,6 +138,19 @@ def faults(page):
 @pytest.mark.parametrize("page", [*(path.stem for path in CHAPTERS), "notation", "the course"])
 def test_limits(page):
     assert not faults(page)
+
+
+@pytest.mark.parametrize("path", sorted(BOOK.glob("deeper/*.ipynb")), ids=lambda p: p.stem)
+def test_deeper_pages_say_how_long_they_take(path):
+    found = counts(path)
+    assert found["minutes"] is not None, "no line '**Time:** NN minutes to read, … to run on two CPU cores'"
+    assert not faults_of_time(found)
+
+
+@pytest.mark.parametrize(("minutes", "faults"), [(14, 1), (15, 0), (23, 0), (24, 1)])
+def test_a_dishonest_time_is_found(minutes, faults):
+    found = {"words": 2000, "cells": 10, "equations": 3, "minutes": minutes}
+    assert len(faults_of_time(found)) == faults
 
 
 def test_words_are_what_there_is_to_read():

@@ -14,6 +14,7 @@ from torch import Tensor
 from ddimlib import (
     LabelledDenoiser,
     SeededNoise,
+    accelerate,
     bundled_sample,
     ddim,
     ddim_ab2,
@@ -55,6 +56,7 @@ def heun(model, schedule, x_T, steps) -> Iterator[Tensor]:
 def solvers(n: int = 5000) -> None:
     """Accuracy and Fréchet distance of four solvers at the same number of evaluations, from the same x_T."""
     network, schedule = load_pretrained("mnist")
+    fast, batch = accelerate(network, bf16=True, compile=True), 250
     judge, labels = Judge.load("mnist"), evaluation_labels(n, 10)
     methods: dict[str, Callable[..., Iterator[Tensor]]] = {
         "DDIM": ddim,
@@ -62,18 +64,17 @@ def solvers(n: int = 5000) -> None:
         "2M": dpm_solver_2m,
         "Heun": heun,
     }
-    settings = {"weights": weights_digest(network), "samples": n, "spacing": "linspace"}
+    settings = {"weights": weights_digest(network), "samples": n, "spacing": "linspace", "bf16": True}
     path = RESULTS / "mnist-solvers.json"
     table = open_table(path, settings, facts("solvers"), judge=judge.facts)
     wanted = missing_rows(table, seed=(0, 1), evaluations=(5, 10, 20), method=tuple(methods))
     for seed, evaluations, name in wanted:
         steps = timesteps(schedule.T, (evaluations + 1) // 2 if name == "Heun" else evaluations)
         images = []
-        for first in range(0, n, 100):
-            x_T = SeededNoise.from_seed(seed, 100, first).initial(network.image_shape)
-            images.append(
-                last(methods[name](LabelledDenoiser(network, labels[first : first + 100]), schedule, x_T, steps))
-            )
+        for first in range(0, n, batch):
+            model = LabelledDenoiser(fast, labels[first : first + batch])
+            x_T = SeededNoise.from_seed(seed, batch, first).initial(network.image_shape)
+            images.append(last(methods[name](model, schedule, x_T, steps)))
         drawn = torch.cat(images).clamp(-1, 1)
         row = {"method": name, "evaluations": evaluations, "seed": seed,
                "accuracy": round(judge.accuracy(drawn, labels), 4),
