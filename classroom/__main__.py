@@ -20,7 +20,7 @@ from tqdm import tqdm
 from classroom import reports
 from classroom.checks import REQUEST_SECONDS, TOTAL_SECONDS, Reference, grade
 from classroom.course import ASSIGNMENTS, RELEASED, ROOT, Course, CourseError, release
-from classroom.isolation import GRADER_MEMORY, limited_memory
+from classroom.isolation import GRADER_MEMORY, LEVELS, limited_memory
 from classroom.notebooks import (
     ProblemSet,
     Submission,
@@ -54,9 +54,8 @@ def grade_one(
     try:
         verdicts = grade(sets[name], references[name], cells, sandbox, seconds, total)
     except Exception as error:  # a fault of the grader's; one student's must not stop the others
-        return result | {
-            "message": f"The grader failed ({type(error).__name__}: {error}); your teacher will look into it."
-        }
+        text = f"The grader failed ({type(error).__name__}: {error}); your teacher will look into it."
+        return result | {"message": text, "again": True}
     return result | verdicts | {"most": sets[name].points, "written": len(sets[name].written)}
 
 
@@ -116,9 +115,10 @@ def grade_all(folder: Path, out: Path, options: argparse.Namespace) -> int:
     )
 
     with limited_memory(GRADER_MEMORY), Sandbox(options.isolation) as sandbox:
-        if sandbox.level != "namespaces" and options.isolation == "namespaces":
-            print(NO_NAMESPACES.format(level=sandbox.level))
+        if sandbox.level != options.isolation:
+            print(NOT_TO_BE_HAD.format(wanted=options.isolation, level=sandbox.level, what=LEVELS[sandbox.level]))
             return 3
+        print(f"Isolation of students' code: {sandbox.level} ({LEVELS[sandbox.level]}).")
         references = {name: Reference(ps) for name, ps in sets.items()}
         todo, done = [], []
         for submission in found:
@@ -163,19 +163,19 @@ def grade_all(folder: Path, out: Path, options: argparse.Namespace) -> int:
     if others := left_out(folder):
         names = ", ".join(map(repr, others[:20])) + " …" * (len(others) > 20)
         print(f"left out, as their names do not end with .ipynb: {names}")
-    print(f"Students' code ran at isolation level {level!r} (see the teacher's page).")
+    print(f"Students' code ran at isolation level {level!r}: {LEVELS[level]}.")
     return 0
 
 
-NO_NAMESPACES = """This machine does not let the grader shut students' code away in namespaces (level reached: {level}).
+NOT_TO_BE_HAD = """This machine does not give students' code the isolation {wanted!r}, but only {level!r}: {what}.
 Grade on a Linux machine or in a container that allows it (the teacher's page says how), or, if you trust your students
-with what your account can read and with the network, add ISOLATION=process to the command."""
+with your account's files and with the network, add ISOLATION={level} to the command."""
 
 
 def _stored(path: Path) -> dict[str, Any] | None:
     try:
         result = json.loads(path.read_text())
-        return result if "fingerprint" in result else None
+        return result if "fingerprint" in result and not result.get("again") else None
     except (OSError, ValueError):
         return None
 
@@ -253,7 +253,7 @@ def parser() -> argparse.ArgumentParser:
     two.add_argument("submissions", type=Path)
     two.add_argument("--out", type=Path, default=Path("grading"))
     two.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="how many at once")
-    two.add_argument("--isolation", choices=("namespaces", "user", "process"), default="namespaces")
+    two.add_argument("--isolation", choices=list(LEVELS), default="namespaces")
     two.add_argument(
         "--seconds",
         type=float,

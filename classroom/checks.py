@@ -18,7 +18,16 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from classroom.notebooks import Cell, Check, ProblemSet, definitions, hidden_tests_removed, well_formed, without_magics
+from classroom.notebooks import (
+    Cell,
+    Check,
+    ProblemSet,
+    computed_names,
+    definitions,
+    hidden_tests_removed,
+    well_formed,
+    without_magics,
+)
 from classroom.sandbox import Process, Sandbox, Stopped, StudentError
 
 REQUEST_SECONDS, TOTAL_SECONDS = 10.0, 60.0
@@ -68,8 +77,9 @@ class Student:
         self.cells = [
             (cell.grade_id or cell_name(cell, n), student_source(cell)) for n, cell in enumerate(cells, start=1)
         ]
+        self.left_out = {name for cell in cells if not cell.solution for name in computed_names(cell.source)}
         self.errors: dict[str, str] = {}
-        self.hopeless: set[str] = set()
+        self.hopeless: list[str] = []
         self.process: Process | None = None
         self.solver: Process | None = None
         self.solutions = {name: functools.partial(self.solve, name) for name in reference.functions}
@@ -117,17 +127,21 @@ class Student:
             for cell in self.problem_set.setup:
                 process.run(without_magics(cell.source), cell.grade_id)
             for name, source in self.cells:
-                if name in self.hopeless:
+                ended = self.hopeless.count(name)  # how often it ran too long, or ended the process
+                if ended == 1:
+                    source = definitions(source)  # its functions may be good
+                elif ended:
                     continue
                 process.seconds = self._left()
                 try:
                     self.defined = set(process.run(source, f"cell {name}"))
-                    self.errors.pop(name, None)
+                    if not ended:
+                        self.errors.pop(name, None)
                 except StudentError as error:
                     self.errors[name] = str(error)
                 except Stopped as error:
-                    self.errors[name] = str(error)
-                    self.hopeless.add(name)
+                    self.errors[name] = f"{error}; only its definitions were used" if not ended else str(error)
+                    self.hopeless.append(name)
                     break
             self.process = process
         return self.process
@@ -186,12 +200,23 @@ def run_check(check: Check, student: Student) -> Verdict:
     except StudentError as error:
         if error.kind == "NotImplementedError" and not error.text:
             return verdict("Not written yet.")
-        return verdict(f"Your code raised {error}")
+        return verdict(f"Your code raised {error}{of_what_was_not_run(error, student)}")
     except Stopped as error:
         return verdict(f"Your code was stopped: {error}.")
     except Exception as error:  # what the student's function returned made the check itself fail
         return verdict(f"What your code returned does not fit the check ({type(error).__name__}: {error}).")
     return verdict("")
+
+
+def of_what_was_not_run(error: StudentError, student: Student) -> str:
+    """A hint for a name that the notebook computes in a cell of which only definitions are run."""
+    missing = error.text.split("'")[1] if error.kind == "NameError" and error.text.count("'") > 1 else ""
+    if missing not in student.left_out:
+        return ""
+    return (
+        f". A cell that you added computes `{missing}`, but only imports, functions, classes and plain values of such cells "
+        "are run: move the line to the cell of your answer"
+    )
 
 
 def students_value(name: str, process: Process, student: Student) -> Any:

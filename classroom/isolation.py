@@ -9,8 +9,8 @@ Linux gives this through *namespaces*, to root and, on most machines, to everybo
 * no right to change any of this (no capabilities, and none to be had through setuid programs).
 
 Everywhere there are limits on time, memory, processes and the size of files. They are all that is left where namespaces are not
-given ("process"): code can then read what the account that grades can read, and use the network. Root at least gives up its
-rights there ("user").
+given ("process"): code can then do all that the account that grades can, to its files and to the grader, and use the network.
+Root at least gives up its rights there ("user").
 """
 
 import contextlib
@@ -22,8 +22,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-LEVELS = ("namespaces", "user", "process")
-"""From the strongest to the weakest."""
+LEVELS = {
+    "namespaces": "each submission has a file tree, a process list and a network of its own, and sees nothing else",
+    "user": "each submission runs as another user; it could read what everybody on this machine can, and use the network",
+    "process": "submissions run with your rights: they could read, change and delete your files, and use the network",
+}
+"""From the strongest to the weakest, and what each means."""
 
 MEMORY = 3 << 30
 """Bytes of memory a process may ask for, PyTorch's own gigabyte included."""
@@ -121,7 +125,11 @@ def _enter_namespaces(visible: list[str], hidden: list[str], folder: str, uid: i
     _call("prctl", _PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
     _mount("none", "/", None, _MS_REC | _MS_PRIVATE)  # what is mounted from here on, the machine does not see
-    _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={DISK},mode=755")
+    _mount("tmpfs", folder, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
+    for home in ("/home/student", "/tmp"):  # before the rest: what is shown may lie in /tmp
+        os.makedirs(folder + home)
+        _mount("tmpfs", folder + home, "tmpfs", _MS_NOSUID | _MS_NODEV, f"size={DISK // 2},mode=755")
+        os.chown(folder + home, uid if root else user, uid if root else group)
     for path in [*_SYSTEM, *_DEVICES, *visible]:
         if os.path.exists(path):
             _show(path, folder + path, writable=path in _DEVICES)
@@ -131,9 +139,7 @@ def _enter_namespaces(visible: list[str], hidden: list[str], folder: str, uid: i
     os.makedirs(folder + "/proc", exist_ok=True)
     with contextlib.suppress(OSError):  # not possible inside of some containers, and not needed
         _mount("proc", folder + "/proc", "proc", _MS_NOSUID | _MS_NODEV)
-    for home in ("/home/student", "/tmp"):
-        os.makedirs(folder + home, exist_ok=True)
-        os.chown(folder + home, uid if root else user, uid if root else group)
+    _mount("none", folder, None, _MS_REMOUNT | _MS_RDONLY | _MS_NOSUID | _MS_NODEV)
     os.chroot(folder)
     os.chdir("/home/student")
 

@@ -78,6 +78,7 @@ def parse_cells(data: bytes) -> list[Cell]:
 
 def _cell(raw: dict[str, Any]) -> Cell:
     source = well_formed(raw["source"] if isinstance(raw["source"], str) else "".join(raw["source"]))
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
     kind = raw["cell_type"] if raw["cell_type"] in ("code", "markdown") else "raw"
     marks = raw.get("metadata", {}).get("nbgrader", {})
     if not isinstance(marks, dict):
@@ -183,28 +184,48 @@ def hidden_tests_removed(source: str) -> str:
 
 
 def without_magics(source: str) -> str:
-    """The cell with IPython's own commands (%…, !…) left out, line by line; a cell magic (%%…) leaves nothing."""
-    if source.lstrip().startswith("%%"):
-        return ""
+    """The cell with IPython's own commands (%…, !…) left out, line by line; a cell magic (%%…) leaves nothing, as a rule."""
+    if match := re.match(r"\s*%%(\w*).*\n?", source):
+        if match[1] not in ("time", "capture", "prun"):  # below these, the cell is Python, and defines what it defines
+            return ""
+        source = "\n" * match[0].count("\n") + source[match.end() :]
     return re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
 
 
 def definitions(source: str) -> str:
     """What is run of a cell that is no solution cell: imports, functions, classes, plain values; no plot, no training.
 
+    An import that fails here, as of a package that the grader's machine lacks, does not take the rest of the cell with it.
     A cell that is not Python, or nested too deep, is returned as it is, to fail where it is run.
     """
-    kept = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    kept = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     try:
         tree = ast.parse(without_magics(source))
-        tree.body = [
-            node
-            for node in tree.body
-            if isinstance(node, kept) or (isinstance(node, ast.Assign) and _is_plain(node.value))
-        ]
-        return ast.unparse(tree)
+        parts = []
+        for node in tree.body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                parts.append(f"try:\n    {ast.unparse(node)}\nexcept ImportError:\n    pass")
+            elif isinstance(node, kept) or (isinstance(node, ast.Assign) and _is_plain(node.value)):
+                parts.append(ast.unparse(node))
+        return "\n".join(parts)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source
+
+
+def computed_names(source: str) -> set[str]:
+    """The variables that a cell computes, and that are therefore not there if only its definitions are run."""
+    try:
+        body = ast.parse(without_magics(source)).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return set()
+    computed = [node for node in body if isinstance(node, ast.Assign) and not _is_plain(node.value)]
+    return {
+        part.id
+        for node in computed
+        for target in node.targets
+        for part in ast.walk(target)
+        if isinstance(part, ast.Name)
+    }
 
 
 def _is_plain(node: ast.expr) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from classroom.isolation import end
+from classroom.isolation import LEVELS, end
 from classroom.wire import MOST, Channel, Foreign, WireError, pack, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,7 @@ class Sandbox:
         strongest: the level of isolation to try first, see :data:`classroom.isolation.LEVELS`.
 
     Attributes:
-        level: the level that this machine gives.
+        level: the level that this machine gives; no process gets less.
     """
 
     def __init__(self, strongest: str = "namespaces") -> None:
@@ -113,6 +113,7 @@ class Sandbox:
             raise RuntimeError(
                 f"the process for students' code did not start: {self.server.stderr.read().decode()[-500:]}"
             )
+        self.level = list(LEVELS)[-1]  # accepted from the probe; afterwards nothing weaker is than the probe had
         probe = Process(self)
         self.level = probe.level
         probe.stop()
@@ -176,6 +177,10 @@ class Process:
         self.dead: str | None = None
         self.deadline: float | None = None
         self.level = str(self._answer_to(None, [])["level"])
+        order = list(LEVELS)
+        if order.index(self.level) > order.index(sandbox.level):  # the machine ran out of namespaces, say
+            self.stop()
+            raise RuntimeError(f"only isolation {self.level!r} was to be had, not {sandbox.level!r}")
 
     def run(self, source: str, name: str) -> list[str]:
         """Run a cell; the names that are defined then."""

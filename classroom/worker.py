@@ -148,7 +148,7 @@ def described(error: BaseException) -> dict[str, str]:
     if isinstance(error, SyntaxError):
         line = f"{error.filename}, line {error.lineno}"
     try:
-        text = str(error)
+        text = error.msg if isinstance(error, SyntaxError) else str(error)  # str would tell the line again
     except Exception:
         text = "(its message cannot be printed)"
     return {"type": type(error).__name__[:60], "text": text[:600], "line": line[:100]}

@@ -3,8 +3,12 @@
 Each submission is made here, out of the released notebook and the solutions, changed at one place.
 """
 
+import argparse
 import csv
+import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +17,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
+from classroom import __main__ as program
 from classroom import reports
 from classroom.__main__ import main
 from classroom.checks import Reference, Student, grade, run_check, students_cells
@@ -301,7 +307,7 @@ SLIPS = [
     ("ps2", "move", "(1 - a_to) ** 0.5 * eps", "(1 - a_from) ** 0.5 * eps", {"move"}, "all of the old noise"),
     ("ps2", "sigma", " ** 0.5", "", {"sigma"}, "a variance, in place of σ"),
     ("ps2", "sigma", "eta * (", "(eta * ", {"sigma"}, "η is put under the root"),
-    ("ps2", "family", "sigma**2", "sigma", {"family"}, "root of a negative"),
+    ("ps2", "family", "sigma**2", "sigma", {"family"}, "with σ in place of σ² under the root"),
     ("ps2", "family", " - sigma**2", "", {"family"}, "the old noise is not reduced"),
     ("ps2", "family", "sigma * z", "sigma**2 * z", {"family"}, "a variance, in place of σ"),
     ("ps2", "limited", "(x - a**0.5 * image) / (1 - a) ** 0.5", "eps", {"limited"}, "clipped but ε is kept"),
@@ -368,7 +374,7 @@ SLIPS = [
         "torch.full((len(x),), t)",
         "torch.full((len(x),), s)",
         {"encode"},
-        "the times that the steps start from",
+        "the times that the steps go to",
     ),
     ("ps3", "decode", "[*times[-2::-1], 0]", "times[-2::-1]", {"decode"}, "asked at"),
     ("ps3", "trip", ".square().mean().sqrt()", ".abs().mean()", {"trip"}, "mean of the absolute differences"),
@@ -405,6 +411,417 @@ def test_a_slip_fails_its_checks_and_gets_its_hint(name, part, right, wrong, fai
     assert set(found) == failing, found
     if hint != "differ":
         assert any(hint in message for message in found.values()), found
+
+
+# The ten commonest slips, at each place where a student can make them and in several hands. Here no process is started: the
+# cells are run as in a student's notebook, so that the hint is seen to come from the visible part of the check already.
+
+TEN = {
+    "β for √β": {
+        "with β in place of √β": {
+            "ps1-one-step": [
+                "one_step = lambda x, beta, z: math.sqrt(1 - beta) * x + beta * z",
+                "def one_step(x, beta, z):\n    y = x * (1 - beta) ** 0.5\n    y += beta * z\n    return y",
+                "std = lambda beta: beta\none_step = lambda x, beta, z: torch.einsum('k,k...->...',"
+                " torch.tensor([(1 - beta) ** 0.5, std(beta)]), torch.stack([x, z]))",
+            ],
+        },
+        "with β, a variance, in place of σ = √β": {
+            "ps1-ancestral": [
+                "def ancestral(x, eps, t, z, abar):\n    beta = 1 - abar[t] / abar[t - 1]\n"
+                "    return (x - beta / (1 - abar[t]).sqrt() * eps) / (1 - beta).sqrt() + beta * z * (t > 1)",
+            ],
+        },
+        "with √β": {
+            "ps1-ancestral": [
+                "def ancestral(x, eps, t, z, abar):\n    std = (1 - abar[t] / abar[t - 1]).sqrt()\n"
+                "    return (x - std / (1 - abar[t]).sqrt() * eps) / (1 - std**2).sqrt() + std * z * (t > 1)",
+            ],
+            "ps1-posterior": [
+                "def step_back(x_0, x_t, t, abar):\n    a, b = abar[t], abar[t - 1]\n    std = (1 - a / b).sqrt()\n"
+                "    return (b.sqrt() * std * x_0 + (a / b).sqrt() * (1 - b) * x_t) / (1 - a), (1 - b) / (1 - a) * std",
+            ],
+        },
+    },
+    "ᾱ for √ᾱ": {
+        "with ᾱ in place of √ᾱ": {
+            "ps1-jump": [
+                "def noisy(images, times, noise, abar):\n    a = abar[times].float()\n"
+                "    return torch.einsum('b,b...->b...', a, images) + torch.einsum('b,b...->b...', (1 - a) ** 0.5, noise)",
+                "def noisy(images, times, noise, abar):\n    x = images.clone()\n    for i, t in enumerate(times.tolist()):\n"
+                "        x[i] *= float(abar[t])\n        x[i] += (1 - float(abar[t])) ** 0.5 * noise[i]\n    return x",
+            ],
+            "ps1-posterior": [
+                "def step_back(x_0, x_t, t, abar):\n    a, b = abar[t], abar[t - 1]\n    beta = 1 - a / b\n"
+                "    return (b * beta * x_0 + (a / b).sqrt() * (1 - b) * x_t) / (1 - a), (1 - b) / (1 - a) * beta",
+            ],
+            "ps2-image": [
+                "implied_image = lambda x, eps, a: (x - (1 - a) ** 0.5 * eps) / a",
+                "implied_image = lambda x, eps, a: x / a**0.5 - (1 - a) ** 0.5 / a * eps",
+                "implied_image = lambda x, eps, a: torch.sub(x, eps, alpha=(1 - a) ** 0.5).mul(1 / a)",
+            ],
+            "ps2-move": [
+                "move = lambda x, eps, a, b: b * implied_image(x, eps, a) + (1 - b) ** 0.5 * eps",
+                "move = lambda x, eps, a, b: b / a * (x - (1 - a) ** 0.5 * eps) + (1 - b) ** 0.5 * eps",
+                "move = lambda x, eps, a, b: b**0.5 * (x - (1 - a) ** 0.5 * eps) / a + (1 - b) ** 0.5 * eps",
+            ],
+            "ps2-family": [
+                "def move_with_noise(x, eps, a, b, eta, z):\n    s = fresh_std(a, b, eta)\n"
+                "    return b * implied_image(x, eps, a) + (1 - b - s * s) ** 0.5 * eps + s * z",
+            ],
+            "ps2-limited": [
+                "def limited(x, eps, a):\n    image = implied_image(x, eps, a).clip(-1, 1)\n"
+                "    return image, (x - a * image) / (1 - a) ** 0.5",
+            ],
+            "ps2-spread": [
+                "spread = lambda times, abar: math.prod(float(a * b + ((1 - a) * (1 - b)).sqrt())"
+                " for a, b in zip(abar[times], abar[[*times[1:], 0]]))",
+            ],
+            "ps2-mended-b": [
+                "def mended_b(model, x, times, abar):\n    for t, to in zip(times, [*times[1:], 0]):\n"
+                "        image = limited(x, model(x, torch.full((len(x),), t)), float(abar[t]))[0]\n"
+                "        eps = (x - float(abar[t]) * image) / (1 - float(abar[t])) ** 0.5\n"
+                "        x = float(abar[to]) ** 0.5 * image + (1 - float(abar[to])) ** 0.5 * eps\n    return x",
+            ],
+            "ps3-there": ["to_line = lambda x, a: (x / a, math.sqrt(1 / a - 1))"],
+            "ps3-back": ["from_line = lambda line, s: line / (1 + s * s)"],
+            "ps3-decode": [
+                "def decode(model, code, times, abar):\n    x = code\n    for t, to in zip(times[::-1], [*times[-2::-1], 0]):\n"
+                "        eps = model(x, torch.full((len(x),), t))\n        a, b = float(abar[t]), float(abar[to])\n"
+                f"        x = {factor} * (x - (1 - a) ** 0.5 * eps) + (1 - b) ** 0.5 * eps\n    return x"
+                for factor in ("b / a", "b / a**0.5", "b**0.5 / a")
+            ],
+            "ps3-encode": [
+                "def encode(model, image, times, abar):\n    x = image\n    for s, t in zip([0, *times], times):\n"
+                "        eps = model(x, torch.full((len(x),), t))\n        a, b = float(abar[s]), float(abar[t])\n"
+                f"        x = {factor} * (x - (1 - a) ** 0.5 * eps) + (1 - b) ** 0.5 * eps\n    return x"
+                for factor in ("b / a", "b / a**0.5", "b**0.5 / a")
+            ],
+        },
+        "with 1 - ᾱ in place of its root": {
+            "ps1-jump": [
+                "def noisy(images, times, noise, abar):\n    a = abar[times].view(-1, *[1] * (images.ndim - 1))\n"
+                "    return (a.sqrt() * images + (1 - a) * noise).float()",
+            ],
+            "ps2-image": ["implied_image = lambda x, eps, a: (x - (1 - a) * eps) / a**0.5"],
+            "ps2-move": [
+                "move = lambda x, eps, a, b: b**0.5 * implied_image(x, eps, a) + (1 - b) * eps",
+                "move = lambda x, eps, a, b: (b / a) ** 0.5 * (x - (1 - a) * eps) + (1 - b) ** 0.5 * eps",
+            ],
+            "ps2-limited": [
+                "def limited(x, eps, a):\n    image = implied_image(x, eps, a).clip(-1, 1)\n"
+                "    return image, (x - a**0.5 * image) / (1 - a)",
+            ],
+            "ps3-there": ["to_line = lambda x, a: (x / a**0.5, (1 - a) / a**0.5)"],
+            "ps3-encode": [
+                "def encode(model, image, times, abar):\n    x = image\n    for s, t in zip([0, *times], times):\n"
+                "        eps = model(x, torch.full((len(x),), t))\n        a, b = float(abar[s]), float(abar[t])\n"
+                "        x = (b / a) ** 0.5 * (x - (1 - a) ** 0.5 * eps) + (1 - b) * eps\n    return x",
+            ],
+        },
+    },
+    "α for ᾱ": {
+        "with α_t in place of ᾱ_t": {
+            "ps1-jump": [
+                "def noisy(images, times, noise, abar):\n    alpha = torch.cat([abar[:1], abar[1:] / abar[:-1]])\n"
+                "    a = alpha[times].view(-1, *[1] * (images.ndim - 1))\n"
+                "    return (a.sqrt() * images + (1 - a).sqrt() * noise).float()",
+                "def noisy(images, times, noise, abar):  # in the noise alone\n    shape = (-1, *[1] * (images.ndim - 1))\n"
+                "    alpha = (abar[times] / abar[times - 1]).view(shape)\n"
+                "    return (abar[times].view(shape).sqrt() * images + (1 - alpha).sqrt() * noise).float()",
+            ],
+            "ps1-ancestral": [
+                "def ancestral(x, eps, t, z, abar):\n    alpha = abar[t] / abar[t - 1]\n"
+                "    return (x - (1 - alpha) / (1 - alpha).sqrt() * eps) / alpha.sqrt() + (1 - alpha).sqrt() * z * (t > 1)",
+            ],
+        },
+        "with α_t in place of ᾱ_{t-1}": {
+            "ps1-posterior": [
+                "def step_back(x_0, x_t, t, abar):\n    a, b = abar[t], abar[t - 1]\n    alpha = a / b\n"
+                "    return alpha.sqrt() * ((1 - alpha) * x_0 + (1 - b) * x_t) / (1 - a), (1 - b) / (1 - a) * (1 - alpha)",
+            ],
+        },
+        "with ᾱ_t in place of α_t": {
+            "ps1-ancestral": [
+                "def ancestral(x, eps, t, z, abar):\n    beta = 1 - abar[t] / abar[t - 1]\n"
+                "    return (x - beta / (1 - abar[t]).sqrt() * eps) / abar[t].sqrt() + beta.sqrt() * z * (t > 1)",
+            ],
+        },
+    },
+    "noise on the last step": {
+        "with noise on the last step": {
+            "ps1-ancestral": [
+                "def ancestral(x, eps, t, z, abar):\n    beta = 1 - abar[t] / abar[t - 1]\n"
+                f"    x = (x - beta / (1 - abar[t]).sqrt() * eps) / (1 - beta).sqrt()\n    {noise}\n    return x"
+                for noise in ("x += beta.sqrt() * z", "x = x + beta.sqrt() * z if t > 0 else x")
+            ],
+            "ps1-walk": [
+                "def walk_back(model, x, noises, abar):\n    for i, t in enumerate(range(len(abar) - 1, 0, -1)):\n"
+                "        alpha = abar[t] / abar[t - 1]\n        eps = model(x, torch.full((len(x),), t))\n"
+                "        x = (x - (1 - alpha) / (1 - abar[t]).sqrt() * eps) / alpha.sqrt() + (1 - alpha).sqrt() * noises[i]\n"
+                "    return x",
+            ],
+        },
+    },
+    "off by one": {
+        "off by one": {
+            "ps1-products": [
+                "running_products = lambda betas: torch.log1p(-betas.double()).cumsum(0).exp()",
+                "running_products = lambda betas: torch.cat([torch.ones(1), 1 - betas]).double().cumprod(0)[:-1]",
+                "running_products = lambda betas: torch.cat([torch.ones(2), 1 - betas[:-1]]).double().cumprod(0)",
+            ],
+            "ps2-times": [
+                "visited = lambda T, S: [i * T // S for i in range(S)][::-1]",
+                "visited = lambda T, S: [1 + i * T // S for i in range(S)][::-1]",
+            ],
+        },
+        "one time step too": {
+            "ps1-jump": [
+                "def noisy(images, times, noise, abar):\n"
+                f"    a = abar[{index}].view(-1, *[1] * (images.ndim - 1))\n"
+                "    return (a.sqrt() * images + (1 - a).sqrt() * noise).float()"
+                for index in ("times - 1", "times + 1", "(times + 1).clamp(max=len(abar) - 1)")
+            ],
+            "ps2-times": ["visited = lambda T, S: [(i + 1) * T // S - 1 for i in range(S)][::-1]"],
+        },
+        "with √ᾱ_t in place of √ᾱ_{t-1}": {
+            "ps1-posterior": [
+                "def step_back(x_0, x_t, t, abar):\n    a, b = abar[t], abar[t - 1]\n    beta = 1 - a / b\n"
+                "    return (a.sqrt() * beta * x_0 + (1 - beta).sqrt() * (1 - b) * x_t) / (1 - a), (1 - b) / (1 - a) * beta",
+            ],
+        },
+        "both ends included": {
+            "ps1-train": [("randint(1, len(abar),", f"randint({ends},") for ends in ("1, len(abar) - 1", "len(abar)")]
+        },
+        "last step": {
+            "ps2-spread": [
+                "spread = lambda times, abar: math.prod(math.sqrt(a * b) + math.sqrt((1 - a) * (1 - b))"
+                " for a, b in zip(abar[times].tolist(), abar[times[1:]].tolist()))",
+            ],
+            "ps2-mended-a": [("[*times[1:], 0]", "times[1:]")],
+            "ps2-sampler": [
+                ("times[i + 1] if i + 1 < len(times) else 0", "times[i + 1]"),
+                ("if i + 1 < len(times) else 0", "if i + 1 < len(times) else 1"),
+            ],
+        },
+        "steps end at t - 1": {"ps2-sampler": [("times[i + 1] if i + 1 < len(times) else 0", "t - 1")]},
+    },
+    "σ for σ²": {
+        "with σ, the root, in place of σ²": {
+            "ps1-posterior": [
+                "def step_back(x_0, x_t, t, abar):\n    a, b = abar[t], abar[t - 1]\n    beta = 1 - a / b\n"
+                "    mean = (b.sqrt() * beta * x_0 + (1 - beta).sqrt() * (1 - b) * x_t) / (1 - a)\n"
+                "    return mean, ((1 - b) / (1 - a) * beta).sqrt()",
+            ],
+        },
+        "with σ², a variance, in place of σ": {
+            "ps2-sigma": [
+                "fresh_std = lambda a, b, eta: eta**2 * (1 - b) / (1 - a) * (1 - a / b)",
+                "fresh_std = lambda a, b, eta: eta * ((1 - b) / (1 - a) - (1 - b) / (1 - a) * a / b)",
+            ],
+            "ps2-family": [("sigma * z", "sigma**2 * z")],
+        },
+        "with σ in place of σ² under the root": {
+            "ps2-family": [
+                ("1 - a_to - sigma**2", "1 - a_to - sigma"),
+                ("(1 - a_to - sigma**2)", "max(1 - a_to - sigma, 0)"),
+                ("(1 - a_to - sigma**2)", "abs(1 - a_to - sigma)"),
+            ],
+        },
+        "when the root of": {
+            "ps2-sigma": [
+                "fresh_std = lambda a, b, eta: eta * ((1 - b) / (1 - a)) ** 0.5 * (1 - a / b)",
+                "fresh_std = lambda a, b, eta: eta * (1 - b) / (1 - a) * (1 - a / b) ** 0.5",
+            ],
+            "ps2-family": [("(1 - a_to - sigma**2) ** 0.5", "(1 - a_to - sigma**2)")],
+        },
+    },
+    "fixed T": {
+        "fix the number of steps": {
+            "ps1-products": [
+                "def running_products(betas):\n    out = torch.ones(1001, dtype=torch.float64)\n"
+                "    for t in range(1, 1001):\n        out[t] = out[t - 1] * (1 - betas[t - 1])\n    return out",
+            ],
+            "ps1-walk": [
+                ("T = x_T, len(abar) - 1", "T = x_T, 1000"),
+                "def walk_back(model, x_T, noises, abar):\n    t = 1000\n    while t > 0:\n"
+                "        x_T = ancestral(x_T, model(x_T, torch.full((len(x_T),), t)), t, noises[1000 - t], abar)\n"
+                "        t = t - 1\n    return x_T",
+            ],
+        },
+        "Is T fixed": {
+            "ps1-train": [("randint(1, len(abar),", "randint(1, 1001,"), ("randint(1, len(abar),", "randint(1000,")],
+            "ps2-sampler": [("float(abar[t]), float(abar[to])", "float(abar[10 * t]), float(abar[10 * to])")],
+        },
+        "when T is fixed at 1000": {
+            "ps2-times": [
+                "visited = lambda T, S: [i * 1000 // S for i in range(S, 0, -1)]",
+                "visited = lambda T, S: [i * (len(abar) - 1) // S for i in range(S, 0, -1)]",
+            ],
+        },
+        "for each image; yours was asked at [[1000, 1000], [500, 500]]": {
+            "ps2-sampler": [("    x = x_T\n", "    x, times = x_T, visited(1000, len(times))\n")],
+        },
+    },
+    "clip without ε": {
+        "clipped but ε is kept": {
+            "ps2-limited": [
+                "limited = lambda x, eps, a: (implied_image(x, eps, a).clip(-1, 1), eps)",
+                "def limited(x, eps, a):\n    image = (x - (1 - a) ** 0.5 * eps) / a**0.5\n    image[image > 1] = 1\n"
+                "    image[image < -1] = -1\n    return [image, eps.clone()]",
+                "def limited(x, eps, a):\n    image = implied_image(x, eps, a)\n    eps = (x - image * a**0.5) / (1 - a)**0.5\n"
+                "    return torch.maximum(torch.minimum(image, torch.ones(())), -torch.ones(())), eps",
+            ],
+            "ps2-mended-b": [
+                "mended_b = broken_b",
+                "def mended_b(model, x, times, abar):\n    for t, to in zip(times, times[1:] + [0]):\n"
+                "        eps = model(x, torch.full((len(x),), t))\n        a, b = float(abar[t]), float(abar[to])\n"
+                "        image = implied_image(x, eps, a)\n        eps = (x - a**0.5 * image) / (1 - a) ** 0.5\n"
+                "        x = b**0.5 * image.clip(-1, 1) + (1 - b) ** 0.5 * eps\n    return x",
+            ],
+        },
+    },
+    "batch-dependent noise": {
+        "the noise depends on the batch": {
+            "ps1-seeded": [
+                "seeded_noise = lambda seeds, shape: torch.randn("
+                "len(seeds), *shape, generator=torch.Generator().manual_seed(seeds[0]))",
+                "def seeded_noise(seeds, size):\n    torch.manual_seed(sum(seeds))\n    return torch.randn(len(seeds), *size)",
+                "def seeded_noise(seeds, shape):\n    one = torch.Generator().manual_seed(seeds[0])\n"
+                "    return torch.stack([torch.randn(shape, generator=one) for _ in seeds])",
+                "def seeded_noise(seeds, shape):\n    one = torch.Generator()\n    for seed in seeds:\n"
+                "        one.manual_seed(seed)\n    return torch.randn(len(seeds), *shape, generator=one)",
+                "seeded_noise = lambda seeds, shape: torch.stack([torch.randn(shape,"
+                " generator=torch.Generator().manual_seed(i)) for i, _ in enumerate(seeds)])",
+                "seeded_noise = lambda seeds, shape: torch.stack([torch.randn(len(seeds), *shape,"
+                " generator=torch.Generator().manual_seed(seed))[i] for i, seed in enumerate(seeds)])",
+            ],
+        },
+        "The same seeds gave other noise": {
+            "ps1-seeded": ["seeded_noise = lambda seeds, shape: torch.randn(len(seeds), *shape)"],
+        },
+        "a time for each image": {"ps1-train": [("len(abar), (batch,))", "len(abar), (1,)).repeat(batch)")]},
+    },
+    "lerp": {
+        "on the straight line (lerp)": {
+            "ps3-circle": [
+                "great_circle = torch.lerp",
+                "great_circle = lambda a, b, w: a + w * (b - a)",
+                "def great_circle(a, b, w):\n    c = a.clone()\n    c *= 1 - w\n    c += w * b\n    return c",
+                "great_circle = lambda a, b, w: torch.einsum('k,k...->...',"
+                " torch.tensor([1 - w, w], dtype=a.dtype), torch.stack([a, b]))",
+            ],
+        },
+        "on the straight line, scaled": {
+            "ps3-circle": [
+                "def great_circle(a, b, w):\n    n = lambda x: x.flatten(1).norm(dim=1).reshape(-1, *[1] * (a.ndim - 1))\n"
+                f"    c = torch.lerp(a, b, w)\n    return c / n(c) * ({length})"
+                for length in (
+                    "n(a)",
+                    "n(b)",
+                    "torch.lerp(n(a), n(b), w)",
+                    "(n(a) * n(b)) ** 0.5",
+                    "a[0].numel() ** 0.5",
+                )
+            ],
+        },
+        "when the codes are scaled to length 1": {
+            "ps3-circle": [
+                "def great_circle(a, b, w):\n    n = lambda x: x.flatten(1).norm(dim=1).reshape(-1, *[1] * (a.ndim - 1))\n"
+                "    a, b = a / n(a), b / n(b)\n    return torch.lerp(a, b, w) / n(torch.lerp(a, b, w))",
+            ],
+        },
+        "as if all angles were 90°": {
+            "ps3-circle": [
+                "great_circle = lambda a, b, w: (1 - w) ** 0.5 * a + w**0.5 * b",
+                "great_circle = lambda a, b, w: torch.lerp(a, b, w) / ((1 - w) ** 2 + w**2) ** 0.5",
+            ],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("slip", TEN)
+def test_each_of_the_ten_slips_is_named_wherever_it_is_made_and_however_it_is_written(slip, references):
+    torch.set_num_threads(1)
+    for hint, parts in TEN[slip].items():
+        for part, answers in parts.items():
+            problem_set = SETS[part[:3]]
+            solution = next(c for c in problem_set.solutions if c.grade_id == part)
+            for answer in answers:
+                if isinstance(answer, tuple):
+                    assert answer[0] in solution.source, answer
+                    answer = solution.source.replace(*answer)
+                said = []
+                for check in problem_set.checks:
+                    if set(check.own) & set(_names(solution)):
+                        names = references[part[:3]].names | {"math": math}
+                        exec(answer, names)
+                        try:
+                            exec(hidden_tests_removed(check.source), names)
+                        except AssertionError as error:
+                            said.append(str(error))
+                assert any(hint in message for message in said), f"{part}: {answer}\n{said}"
+
+
+IN_PLACE = {
+    "ps1-one-step": "def one_step(x, beta, z):\n    x *= (1 - beta) ** 0.5\n    x += beta**0.5 * z\n    return x",
+    "ps1-jump": "def noisy(images, times, noise, abar):\n    a = abar[times].float().reshape(-1, *[1] * (images.ndim - 1))\n"
+    "    images *= a.sqrt()\n    images += (1 - a).sqrt() * noise\n    return images",
+    "ps2-image": "def implied_image(x, eps, a):\n    x -= (1 - a) ** 0.5 * eps\n    x /= a**0.5\n    return x",
+    "ps3-encode": "def encode(model, image, times, abar):\n    s = 0\n    for t in times:\n"
+    "        eps = model(image, torch.full((len(image),), t))\n        a, b = float(abar[s]), float(abar[t])\n"
+    "        image -= (1 - a) ** 0.5 * eps\n        image *= (b / a) ** 0.5\n        image += (1 - b) ** 0.5 * eps\n"
+    "        s = t\n    return image",
+}
+
+
+@pytest.mark.parametrize("part", IN_PLACE)
+def test_a_function_that_changes_its_argument_is_told_so_and_loses_no_points(part, sandbox, references):
+    """In a notebook the changed tensor spoils what comes next; a graded function has copies."""
+    name = part[:3]
+    checks = [c for c in SETS[name].checks if c.grade_id.startswith(part)]
+    names = references[name].names | {}
+    exec(IN_PLACE[part], names)
+    with pytest.raises(AssertionError, match="changed the tensor it was given"):
+        exec(hidden_tests_removed(checks[0].source), names)
+    notebook = filled(name, answers={c.grade_id: c.source for c in SETS[name].solutions} | {part: IN_PLACE[part]})
+    assert not verdicts(name, notebook, sandbox, references, {c.grade_id for c in checks})
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        (
+            "noise = torch.randn_like(images[chosen])",
+            "noise = torch.randn(images[chosen].shape, generator=torch.Generator().manual_seed(0))",
+        ),
+        ("torch.randint(len(images), (batch,))", "torch.arange(batch)"),
+        (".square().mean()", ".square().sum()"),
+    ],
+    ids=["one noise", "one batch", "sum"],
+)
+def test_a_loop_that_trains_on_less_than_it_should_fails(right, wrong, references):
+    check = next(c for c in SETS["ps1"].checks if c.grade_id == "ps1-train-check")
+    source = next(c for c in SETS["ps1"].solutions if c.grade_id == "ps1-train").source
+    assert right in source
+    names = references["ps1"].names | {}
+    exec(source.replace(right, wrong), names)
+    with pytest.raises(AssertionError, match=r"mean over pixels|Are the gradients set to zero"):
+        exec(check.source, names)
+
+
+def test_a_round_trip_the_wrong_way_round_is_none(references):
+    check = next(c for c in SETS["ps3"].checks if c.grade_id == "ps3-trip-check")
+    names = references["ps3"].names | {}
+    exec(
+        "def round_trip(model, image, times, abar):\n"
+        "    again = encode(model, decode(model, image, times, abar), times, abar)\n"
+        "    return float((again - image).square().mean().sqrt())",
+        names,
+    )
+    with pytest.raises(AssertionError, match="when decoding comes first"):
+        exec(check.source, names)
 
 
 # Right in other ways than the reference: tensors of no dimension for numbers, other orders of the same steps, helpers, classes.
@@ -692,7 +1109,7 @@ def seeded_noise(seeds, shape):
 # name: (what is handed in, points lost of 24 or None for no grade, a piece of the feedback)
 HOSTILE = {
     "endless-function": (spoilt("while True: pass"), 1, "longer than"),
-    "endless-cell": (with_cell("while True: pass"), 2, "longer than"),
+    "endless-cell": (with_cell("while True: pass"), 0, "longer than 12 seconds; only its definitions"),
     "fork-bomb": (
         spoilt("import os", "while True:", "    try: os.fork()", "    except OSError: pass"),
         1,
@@ -979,6 +1396,96 @@ def test_it_stops_when_told_to_and_goes_on_after_any_end(tmp_path, sandbox):
     assert (rows["anna"]["ps3"], rows["bert"]["ps1"]) == ("20", "23")
 
 
+def test_what_failed_by_the_graders_fault_is_graded_again(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(program, "grade", broken)
+    nbformat.write(released("ps1"), tmp_path / "anna.ipynb")
+    (submission,) = submissions(tmp_path)
+    result = program.grade_one(submission, SETS, {"ps1": None}, None, 1, 1)
+    assert "The grader failed (OSError: no space left)" in result["message"]
+    reports.write_text(tmp_path / "stored.json", json.dumps(result | {"fingerprint": "x"}))
+    assert program._stored(tmp_path / "stored.json") is None
+    reports.write_text(tmp_path / "stored.json", json.dumps({"message": "", "fingerprint": "x"}))
+    assert program._stored(tmp_path / "stored.json")
+
+
+class NoGradebook:
+    """Stands in for nbgrader's, which takes seconds."""
+
+    def __init__(self, *_):
+        pass
+
+    def record(self, *_):
+        pass
+
+    def scores(self, *_):
+        return 3.0, 0
+
+
+def test_reports_are_never_half_written(tmp_path, monkeypatch):
+    """Ctrl-C in the middle of each write and before each file takes its place: each is as it was, or as it becomes."""
+    monkeypatch.setattr(program, "Course", NoGradebook)
+    (tmp_path / "in").mkdir()
+    for name in ("anna", "bert"):
+        nbformat.write(released("ps1"), tmp_path / "in" / f"{name}.ipynb")
+
+    def write(out, what):
+        verdict = {
+            "grade_id": "ps1-loss-check",
+            "title": "the loss",
+            "points": 0.0,
+            "most": 2.0,
+            "message": what * 9999,
+        }
+        graded = [
+            (s.key, s, {"student": s.student, "identifier": "", "file": s.path.name, "problem_set": "ps1", "message": "",
+                        "notes": [], "verdicts": [verdict], "remarks": [], "errors": {}, "most": 26.0, "written": 1,
+                        "fingerprint": what})
+            for s in submissions(tmp_path / "in")
+        ]  # fmt: skip
+        out.mkdir(exist_ok=True)
+        program.write_reports(graded, SETS, out, argparse.Namespace(quiet=True, roster=None))
+
+    def contents(out):
+        return {p.relative_to(out): p.read_text() for p in out.rglob("[!.]*") if p.is_file()}
+
+    write(tmp_path / "old", "old"), write(tmp_path / "new", "new")
+    old, new = contents(tmp_path / "old"), contents(tmp_path / "new")
+    assert len(old) == 5
+    really = {"write_text": Path.write_text, "replace": Path.replace}
+    for stop in range(100):
+        count = iter(range(1000))
+
+        def write_text(path, text, *args, stop=stop, count=count, **kwargs):
+            halt = next(count) == stop
+            really["write_text"](path, text[: len(text) // 2] if halt else text, *args, **kwargs)
+            if halt:
+                raise KeyboardInterrupt
+
+        def replace(path, target, stop=stop, count=count):
+            if next(count) == stop:
+                raise KeyboardInterrupt
+            return really["replace"](path, target)
+
+        out = tmp_path / f"out-{stop}"
+        shutil.copytree(tmp_path / "old", out)
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "write_text", write_text)
+            patched.setattr(Path, "replace", replace)
+            try:
+                write(out, "new")
+                break
+            except KeyboardInterrupt:
+                pass
+        for name, text in contents(out).items():
+            assert text in (old[name], new[name]) or (name.name == "recorded.json" and json.loads(text)), name
+        write(out, "new")
+        assert contents(out) == new
+    assert 10 < stop < 99
+
+
 def test_ctrl_c_in_the_gradebook_is_no_error_of_nbgraders():
     from classroom.course import _checked
 
@@ -1037,7 +1544,8 @@ def namespaces_or_skip(sandbox):
 def test_files_of_the_machine_are_not_there(path, process, sandbox):
     namespaces_or_skip(sandbox)
     if str(path) == "/home":
-        assert process.call("look", "os.listdir('/home')") == ["student"]
+        packages = {p.split("/")[2] for p in (sys.base_prefix, *sandbox.packages) if p.startswith("/home/")}
+        assert set(process.call("look", "os.listdir('/home')")) == {"student"} | packages
     else:
         assert process.call("look", f"os.path.exists({str(path)!r})") is False
 
@@ -1105,6 +1613,15 @@ def test_no_other_package_that_is_shown_has_a_diffusion_sampler_in_it(sandbox):
         .stdout.replace(str(library / "ddimlib" / "problem_sets.py"), "")
         .strip()
     )
+
+
+def test_a_process_that_gets_less_isolation_than_was_found_is_not_used(sandbox, monkeypatch):
+    """The machine may run out of namespaces while it grades."""
+    if sandbox.level == "process":
+        pytest.skip("this machine gives nothing weaker")
+    monkeypatch.setattr(sandbox, "strongest", "process")
+    with pytest.raises(RuntimeError, match="only isolation 'process' was to be had"):
+        Process(sandbox, PATIENCE)
 
 
 def test_one_students_process_does_not_see_another(sandbox):
@@ -1272,6 +1789,39 @@ def test_a_loss_that_is_computed_anew_is_told_to_be_written_down(sandbox, refere
     answers = {"ps1-reached": "my_loss = sum(losses[-100:]) / 100"}
     found = verdicts("ps1", filled("ps1", answers=answers), sandbox, references, {"ps1-reached-check"})
     assert "write the value itself" in found["reached"]
+
+
+def test_a_notebook_as_people_leave_it_is_graded_as_it_deserves(sandbox, references):
+    """Magics, an import that is not to be had, long runs, questions to the user, Windows' ends of lines, cells in any order."""
+    answers = {c.grade_id: c.source for c in SETS["ps1"].solutions}
+    answers["ps1-one-step"] = "%%time\n" + answers["ps1-one-step"] + "\nbroadcast = int(input('which? '))"
+    answers["ps1-jump"] = (
+        "def noisy(images, times, noise, abar):\n    a = broadcast(abar[times], images)\n"
+        "    return (a.sqrt() * images + (1 - a).sqrt() * noise).to(images.dtype)"
+    )
+    answers["ps1-train"] += "\nwhile True:\n    pass"
+    notebook = filled("ps1", answers=answers)
+    source = "!pip install there\n%matplotlib inline\nimport not_there\n"
+    source += "def broadcast(a, x):\n    return a.reshape(-1, *[1] * (x.ndim - 1))\ndevice = torch.device('cpu')"
+    notebook.cells.insert(2, nbformat.v4.new_code_cell(source))
+    notebook.cells = [c for c in notebook.cells if c.cell_type == "markdown"] + notebook.cells[::-1]
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("\n", "\r\n")
+        cell.metadata |= {"vscode": {"languageId": "python"}, "id": "x", "outputId": "y"}
+    cells = parse_cells(b"\xef\xbb\xbf" + nbformat.writes(notebook).replace("\n", "\r\n").encode())
+    result = grade(SETS["ps1"], references["ps1"], cells, sandbox, 15, 300)
+    assert not {v["grade_id"]: v["message"] for v in result["verdicts"] if v["message"]}
+    assert "longer than 15 seconds; only its definitions were used" in result["errors"]["ps1-train"]
+    assert result["remarks"] == []
+    answers["ps1-loss"] = answers["ps1-loss"].replace("return", "images = images.to(device)\n    return")
+    found = verdicts(
+        "ps1", filled("ps1", answers=answers | {"ps1-train": "pass"}), sandbox, references, {"ps1-loss-check"}
+    )
+    assert "name 'device' is not defined" in found["loss"]
+    notebook = filled("ps1", answers=answers | {"ps1-train": "pass"})
+    notebook.cells.insert(2, nbformat.v4.new_code_cell(source))
+    found = verdicts("ps1", notebook, sandbox, references, {"ps1-loss-check"})
+    assert "A cell that you added computes `device`" in found["loss"]
 
 
 def test_a_notebook_without_nbgraders_marks_is_graded_by_its_names(sandbox, references):
