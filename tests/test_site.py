@@ -293,6 +293,11 @@ def test_the_menus_work(browser, origin, chapters, width):
     if width < 1200:
         assert not contents.is_visible()
         tab.locator(".bd-header-article .secondary-toggle").click()
+        assert contents.is_visible()
+        tab.keyboard.press("Escape")
+        tab.locator(".bd-header-article .dropdown-toggle").click()  # not under the other button's tooltip
+        assert tab.locator(".bd-header-article .dropdown-menu").first.is_visible()
+        tab.locator(".bd-header-article .secondary-toggle").click()
     assert contents.is_visible()
     contents.locator("a[href='#summary']").click()
     tab.wait_for_function("location.hash == '#summary'")
@@ -316,6 +321,16 @@ def test_the_colours_are_right_before_anything_is_drawn(browser, origin, chapter
     dark = tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 20, 24)"
     assert dark == (scheme == "dark")
     visitor.context.close()
+
+
+def test_without_scripts_a_page_is_light_in_the_books_colours(browser, origin, chapters):
+    context = browser.new_context(java_script_enabled=False, color_scheme="dark")
+    tab = context.new_page()
+    tab.goto(f"{origin}/{chapters[1]}")
+    link = tab.locator("article a.reference").first
+    assert link.evaluate("e => getComputedStyle(e).color") == "rgb(0, 98, 155)"
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    context.close()
 
 
 def test_a_chosen_colour_stays(browser, origin, chapters):
@@ -354,6 +369,8 @@ def test_paper_is_white_and_complete(browser, origin, chapters):
         assert not tab.evaluate(VISIBLE, f"{useless}, .bd-sidebar-primary, .bd-header-article")
         folded = ":is(.solution, details.sd-card) :is(p, .cell_input, img:not(.only-dark))"  # of a quiz, the answers
         assert len(tab.evaluate(VISIBLE, folded)) == tab.locator(folded).count()
+        beyond = "all => all.filter(e => e.getBoundingClientRect().right > e.closest('article').getBoundingClientRect().right)"
+        assert not tab.locator("article aside.margin").evaluate_all(f"{beyond}.length")
         tab.emulate_media(media="screen")
         tab.wait_for_function("document.documentElement.dataset.theme == 'dark'")
     visitor.context.close()
@@ -432,7 +449,15 @@ def test_a_page_is_light(browser, origin, chapters):
 
 
 @pytest.mark.parametrize(
-    ("query", "first"), [("eta", "06-eta"), ("DDIM", "04-ddim-derivation"), ("slerp", "08-latent-space")]
+    ("query", "first"),
+    [
+        ("eta", "06-eta"),
+        ("DDIM", "04-ddim-derivation"),
+        ("slerp", "08-latent-space"),
+        ("guidance", "03-training"),
+        ("FID", "05-few-steps"),
+        ("score", "02-ddpm"),
+    ],
 )
 def test_search_finds_the_chapter_first(browser, origin, query, first):
     visitor = Visitor(browser, origin, LAPTOP)
@@ -442,6 +467,7 @@ def test_search_finds_the_chapter_first(browser, origin, query, first):
     assert first in visitor.tab.locator("#search-results li a").first.get_attribute("href")
     excerpts = visitor.tab.locator("#search-results li p.context").all_inner_texts()
     assert not [text for text in excerpts if re.search(r"\\[a-z]+|\$", text)], "TeX in an excerpt"
+    assert not [text for text in excerpts if re.search("Contents|Show the|Hide the", text)], "the page's own furniture"
     assert not visitor.strangers + visitor.errors
     visitor.context.close()
 
@@ -583,6 +609,8 @@ def test_the_cover_moves_only_for_those_who_want_it(browser, origin, motion):
     moving = tab.evaluate("getComputedStyle(document.querySelector('.frames')).animationName") != "none"
     assert moving == ("cover.webp" in asked) == (motion == "no-preference")
     assert tab.locator(".cover-picture button").is_visible() == moving
+    tab.emulate_media(media="print")
+    assert tab.evaluate("getComputedStyle(document.querySelector('.frames')).animationName") == "none"
     context.close()
 
 

@@ -113,6 +113,7 @@ def on_page(app, pagename, templatename, context, doctree):
     if doctree:
         context["description"] = description(doctree)
         context["body"] = let_code_break(mend_for_screen_readers(prepare_images(app, context["body"])))
+    context["default_mode"] = "light"  # of the page as it comes; a script chooses
     context["site_address"] = app.config.html_baseurl
     context["site_path"] = urlsplit(app.config.html_baseurl).path or "/"
     context["root_doc"] = app.config.root_doc
