@@ -231,6 +231,12 @@ def test_every_internal_link_leads_somewhere(on_phone, origin):
     assert not dead
 
 
+def test_no_two_places_of_a_page_have_the_same_name(on_phone):
+    seen, _ = on_phone
+    twice = {page: [name for name, n in Counter(facts["ids"]).items() if n > 1] for page, facts in seen.items()}
+    assert not {page: names for page, names in twice.items() if names}
+
+
 def test_no_list_of_references_is_empty(chapters):
     for page in chapters:
         html = (SITE / page).read_text(encoding="utf-8")

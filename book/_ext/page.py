@@ -71,10 +71,11 @@ def prepare_images(app, body: str) -> str:
     return IMAGE.sub(prepared, body)
 
 
-# Roles that are deprecated, or that what they stand on has not; a name that hides what a fold says is in it; heads of table
-# columns without a word.
+# Roles that are deprecated, or that what they stand on has not; a name that hides what a fold says is in it; an identifier that
+# every box of a kind has; heads of table columns without a word.
 MEANINGLESS = re.compile(
     r' role="(?:doc-biblioentry|doc-backlink|list)"|(?<=<summary) aria-label="Toggle hidden content"'
+    r'| id="(?:exercise|solution|proof)-content"|(?<=<div class="proof admonition") id="proof"'
 )
 EMPTY_HEAD = re.compile(r'<th class="head([^"]*)">\s*(?:<p>\s*</p>\s*)?</th>')
 
