@@ -182,7 +182,7 @@ def torch_defaults() -> Iterator[None]:
     For what is built of other libraries' parts; our own calls name dtype and device.
     """
     before = torch.get_default_dtype()
-    changed = before != torch.float32  # the whole process has this default: threads without one of their own do not touch it
+    changed = before != torch.float32  # the whole process shares it, so the usual one is not touched
     if changed:
         torch.set_default_dtype(torch.float32)
     try:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ def warped(x: Tensor, generator: torch.Generator) -> Tensor:
     whole batch at once.
     """
     n, h, w = len(x), *x.shape[2:]
-    made = {"dtype": torch.float32, "device": "cpu"}
+    made: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
     turns = torch.randn(n, 2, 3, generator=generator, **made) * torch.tensor([1.0, 1.0, 0.6], **made)
     affine = torch.eye(2, 3, **made) + 0.08 * turns
     coarse = torch.randn(n, 2, 4, 4, generator=generator, **made)

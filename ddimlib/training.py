@@ -306,19 +306,19 @@ class Trainer:
             self._epoch = (epoch, torch.randperm(count, generator=_generator(config.seed, 0, epoch), device="cpu"))
         chosen = self._epoch[1][position * config.batch_size : (position + 1) * config.batch_size]
         generator = _generator(config.seed, 1, step)
-        uniform, normal = (partial(f, generator=generator, dtype=torch.float32, device="cpu") for f in (torch.rand, torch.randn))
+        draws: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
         t = stratified_timesteps(self.schedule.T, len(chosen), generator)
-        noise = self._to_device(normal(len(chosen), *self.images.shape[1:]))
+        noise = self._to_device(torch.randn(len(chosen), *self.images.shape[1:], **draws))
         labels = None
         if self.labels is not None:
-            dropped = uniform(len(chosen)) < config.label_dropout
+            dropped = torch.rand(len(chosen), **draws) < config.label_dropout
             labels = self._to_device(torch.where(dropped, said_by(self.model, "num_classes"), self.labels[chosen]))
         x_0 = to_model_range(self.images[self._to_device(chosen)])
         if config.flip:
-            mirrored = uniform(len(chosen), 1, 1, 1) < 0.5
+            mirrored = torch.rand(len(chosen), 1, 1, 1, **draws) < 0.5
             x_0 = torch.where(self._to_device(mirrored), x_0.flip(-1), x_0)
         if config.warp:
-            bent = uniform(len(chosen), 1, 1, 1) < 2 * (1 - step / config.steps)
+            bent = torch.rand(len(chosen), 1, 1, 1, **draws) < 2 * (1 - step / config.steps)
             x_0 = torch.where(self._to_device(bent), warped(x_0, generator), x_0)
         return x_0, labels, t, noise
 
