@@ -96,7 +96,7 @@ class Course:
     """
 
     def __init__(self, folder: Path, sets: dict[str, ProblemSet]) -> None:
-        self.folder = folder
+        self.folder = folder = folder.resolve()  # nbgrader changes the working directory
         folder.mkdir(parents=True, exist_ok=True)
         others = [p for p in Autograde.autograde_preprocessors.default() if p.__name__ != "Execute"]
         course = {"root": str(folder), "source_directory": str(ASSIGNMENTS / "source"), "release_directory": "release",
