@@ -615,7 +615,7 @@ def execute(parsed: Callable[[], Command]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter gets a question mark
-    command = Command()
+    command: Command | None = None
     try:
         command = parsed()
         with process_group(command.device) as command.device:
@@ -625,7 +625,8 @@ def execute(parsed: Callable[[], Command]) -> int:
             return command.run() or 0
     except KeyboardInterrupt as interruption:
         goes_on = "the same command again continues where this one stopped"
-        print(f"\ninterrupted; {goes_on if command.is_resumable() else 'nothing is kept'}", file=sys.stderr)
+        kept = goes_on if command and command.is_resumable() else "nothing is kept"
+        print("\ninterrupted" + (f"; {kept}" if command else ""), file=sys.stderr)
         number = interruption.args[0] if interruption.args else 2
         return 128 + number if isinstance(number, int) else 130
     except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError, MemoryError) as error:

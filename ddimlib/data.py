@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ def with_channels(images: Tensor, channels: int) -> Tensor:
         raise ValueError(f"images of {images.shape[1]} channels cannot be turned into such of {channels}; use 1 or 3")
     from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-    return images.expand(-1, 3, -1, -1).contiguous() if channels == 3 else rgb_to_grayscale(images)
+    return images.expand(-1, 3, -1, -1).contiguous() if channels == 3 else rgb_to_grayscale(images.float()).byte()
 
 
 def warped(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -67,8 +68,10 @@ def warped(x: Tensor, generator: torch.Generator) -> Tensor:
     whole batch at once.
     """
     n, h, w = len(x), *x.shape[2:]
-    affine = torch.eye(2, 3) + 0.08 * torch.randn(n, 2, 3, generator=generator) * torch.tensor([1.0, 1.0, 0.6])
-    coarse = torch.randn(n, 2, 4, 4, generator=generator)
+    made: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    turns = torch.randn(n, 2, 3, generator=generator, **made) * torch.tensor([1.0, 1.0, 0.6], **made)
+    affine = torch.eye(2, 3, **made) + 0.08 * turns
+    coarse = torch.randn(n, 2, 4, 4, generator=generator, **made)
     bend = 1.2 / w * F.interpolate(coarse, (h, w), mode="bicubic").permute(0, 2, 3, 1)
     grid = F.affine_grid(affine, list(x.shape), align_corners=False) + bend
     return F.grid_sample(x, grid.to(x.device), padding_mode="border", align_corners=False)
@@ -107,9 +110,9 @@ def load_dataset(name: str, root: str | Path = "data", train: bool = True) -> tu
             f"{name} could be neither read from {Path(root).resolve()} nor downloaded ({error}); connect to the "
             f"network once, or copy torchvision's files of {DATASETS[name]} there, and remove what is damaged there"
         ) from error
-    images = torch.as_tensor(dataset.data)
+    images = torch.as_tensor(dataset.data, device="cpu")
     images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-    return images, torch.as_tensor(dataset.targets)
+    return images, torch.as_tensor(dataset.targets, device="cpu")
 
 
 def _load_folder(folder: Path, part: str) -> tuple[Tensor, Tensor | None]:
@@ -143,7 +146,7 @@ def _load_folder(folder: Path, part: str) -> tuple[Tensor, Tensor | None]:
     if all((images[:, 0] == images[:, i]).all() for i in (1, 2)):
         images = images[:, :1]
     labels = [i for i, members in enumerate(classes.values()) for _ in members]
-    return images.contiguous(), None if list(classes) == [""] else torch.tensor(labels)
+    return images.contiguous(), None if list(classes) == [""] else torch.tensor(labels, device="cpu")
 
 
 def _classes(folder: Path) -> dict[str, list[Path]]:

@@ -11,13 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ddimlib.arguments import (
-    KindError,
-    check_choice,
-    check_finite,
-    check_floats,
-    describe,
-)  # fmt: skip
+from ddimlib.arguments import KindError, check_choice, check_finite, check_floats, describe
 from ddimlib.schedule import NoiseSchedule, check_schedule
 from ddimlib.timesteps import Steps, check_timesteps
 
@@ -79,13 +73,17 @@ class Asked:
         counts = not given.is_inference()  # tensors made in inference mode do not count their changes
         before = given._version if counts else 0
         borrowed: list[Any] = []
+        gradients = torch.is_grad_enabled()
         try:
             _borrow(self.modes, borrowed)
-            with torch.set_grad_enabled(self.differentiable and torch.is_grad_enabled()):
-                eps = self.model(given, torch.full((x.size(0),), t, dtype=torch.int64, device=x.device))
+            torch.set_grad_enabled(self.differentiable and gradients)
+            eps = self.model(given, torch.full((x.size(0),), t, dtype=torch.int64, device=x.device))
         finally:
-            if borrowed:
-                _give_back(borrowed)
+            try:
+                _give_back(borrowed, gradients)
+            except BaseException:  # Ctrl-C arrived just here
+                _give_back(borrowed, gradients)
+                raise
         changed = counts and given._version != before
         if given is x and changed:
             raise RuntimeError(f"the network changed its input in place at t = {t}, but not before; give it a copy")
@@ -146,8 +144,11 @@ def _borrow(modes: Sequence[Any], mine: list[Any]) -> None:
             mode["training"] = False
 
 
-def _give_back(mine: list[Any]) -> None:
-    """Put modules in training mode again, but for those that another evaluation still needs."""
+def _give_back(mine: list[Any], gradients: bool) -> None:
+    """Put modules in training mode again, but for those that another evaluation still needs; and torch in its gradient mode."""
+    torch.set_grad_enabled(gradients)
+    if not mine:
+        return
     with _lock:
         _borrowed.pop(id(mine), None)
         needed = {id(mode) for others in _borrowed.values() for mode in others}

@@ -167,7 +167,7 @@ class SamplingConfig:
         if self.labels is None:
             return None
         labels = as_numbers("labels", self.labels).reshape(-1)  # one class may stand for itself
-        return labels[torch.arange(images.start, images.stop) % len(labels)]
+        return labels[torch.arange(images.start, images.stop, device="cpu") % len(labels)]
 
 
 def sample_shards(

@@ -34,7 +34,7 @@ def load_results(name: str) -> dict[str, Any]:
 
 def evaluation_labels(n: int, num_classes: int) -> Tensor:
     """Labels 0, 1, …, num_classes - 1, 0, 1, …: every class equally often, int64 [n]."""
-    return torch.arange(n) % num_classes
+    return torch.arange(n, device="cpu") % num_classes
 
 
 def evaluate(

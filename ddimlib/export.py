@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ddimlib.arguments import torch_defaults
 from ddimlib.denoisers import PredictionDenoiser
 from ddimlib.storage import check_output, write_atomically
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import onnx
 
 
+@torch_defaults()
 def export_onnx(model: PredictionDenoiser, path: str | Path) -> None:
     """Write eps = model(x, t, labels) to one ONNX file, atomically.
 

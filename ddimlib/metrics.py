@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddimlib.arguments import check_images, check_int, check_labels
+from ddimlib.arguments import check_images, check_int, check_labels, torch_defaults
 from ddimlib.data import DATASETS, PRETRAINED, load_dataset, to_bytes, to_model_range
 from ddimlib.guidance import Labels
 from ddimlib.storage import check_tensors, digest, read_tensors, write_tensors
@@ -28,6 +28,7 @@ class Classifier(nn.Sequential):
 
     num_features = 64
 
+    @torch_defaults()
     def __init__(self, channels: int = 1, num_classes: int = 10) -> None:
         super().__init__(nn.Sequential(*self.layers(channels)), nn.Linear(self.num_features, num_classes))
 
@@ -118,6 +119,7 @@ class Judge:
         self.facts, self.device, self._reference = facts or {}, device, reference
 
     @cached_property
+    @torch_defaults()
     def _metric(self) -> "FrechetInceptionDistance":
         """The Fréchet distance to the reference: made when it is first asked for, since its import takes seconds."""
         from torchmetrics.image.fid import FrechetInceptionDistance
@@ -130,6 +132,7 @@ class Judge:
         return metric
 
     @classmethod
+    @torch_defaults()
     def load(cls, name: str, device: str | torch.device = "cpu") -> "Judge":
         """The shipped judge of a data set, such as "mnist", or one of your own, by the path of its .safetensors file.
 
@@ -172,6 +175,7 @@ class Judge:
         write_tensors(path, weights | self.reference_state(), self.facts)
 
     @torch.no_grad()
+    @torch_defaults()
     def observe_real(self, images: Tensor) -> None:
         """Add real images, [N, C, H, W] in [-1, 1], to the reference."""
         for part in self._parts(images):
@@ -205,6 +209,7 @@ class Judge:
         return float((self.predict(images) == labels.cpu()).double().mean())
 
     @torch.no_grad()
+    @torch_defaults()
     def frechet_distance(self, images: Tensor) -> float:
         """‖μ_1 - μ_2‖² + tr(Σ_1 + Σ_2 - 2 (Σ_1 Σ_2)^½) between the features of `images` and the reference; ≥ 0.
 
@@ -238,6 +243,7 @@ class InceptionDistance:
         RuntimeError: when torch-fidelity is missing or Inception's weights cannot be fetched; it says what to do.
     """
 
+    @torch_defaults()
     def __init__(self, real: Tensor, device: str | torch.device = "cpu", network: nn.Module | None = None) -> None:
         from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -257,6 +263,7 @@ class InceptionDistance:
         self.settings = {"fid_real_images": len(real), "fid_real": digest({"images": real})[:16]}
         self._update(real, real=True)
 
+    @torch_defaults()
     def __call__(self, images: Tensor) -> float:
         """The FID of images in [-1, 1], [N, C, H, W], N ≥ 2, to the real ones; they are rounded to bytes first."""
         self.metric.reset()
@@ -310,6 +317,7 @@ LEAST_STEPS = 600
 """A judge of few images is trained for more epochs, to so many steps."""
 
 
+@torch_defaults()
 def augmented(x: Tensor, shift: int, flip: bool, hole: int, group: int = 8) -> Tensor:
     """Images shifted, mirrored and cut out at random, see :class:`JudgeRecipe`; borders are filled by reflection.
 
@@ -329,6 +337,7 @@ def augmented(x: Tensor, shift: int, flip: bool, hole: int, group: int = 8) -> T
     return torch.cat([transform(part) for part in x.split(group)])
 
 
+@torch_defaults()
 def train_classifier(
     name: str,
     root: str | Path = "data",

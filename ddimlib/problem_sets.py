@@ -28,7 +28,7 @@ def compare(
     Raises:
         CheckFailed: when they differ.
     """
-    wanted = torch.as_tensor(expected, dtype=torch.float64)
+    wanted = torch.as_tensor(expected, dtype=torch.float64, device="cpu")
     kind = str(seen.dtype) if isinstance(seen, Tensor) else getattr(seen, "kind", None) or type(seen).__name__
     if "complex" in kind:
         raise CheckFailed(
@@ -38,7 +38,7 @@ def compare(
     if not isinstance(seen, Tensor | int | float) or isinstance(seen, bool):
         kind = "None (is there a `return`?)" if seen is None else kind
         raise CheckFailed(f"{what} is {kind}, but should be {_shape_in_words(wanted)}.")
-    value = torch.as_tensor(seen).detach().cpu()
+    value = torch.as_tensor(seen, device="cpu").detach().cpu()
     value = value.to(torch.float64)
     fits = value.shape == wanted.shape
     if fits and value.numel() and not value.isfinite().all():
@@ -53,7 +53,7 @@ def compare(
     else:
         message = f"{what} is {_shape_in_words(value)}, but should be {_shape_in_words(wanted)}."
     for hint, wrong in (slips or {}).items():
-        other = torch.as_tensor(wrong, dtype=torch.float64)
+        other = torch.as_tensor(wrong, dtype=torch.float64, device="cpu")
         if other.shape != value.shape or not _close(value, other, tolerance):
             continue
         if not fits or not _close(other, wanted, tolerance):
@@ -77,7 +77,7 @@ def explain(fragment: str, hint: str) -> Iterator[None]:
 def fresh() -> torch.Generator:
     """A generator for random cases: new ones at each call, but the same ones for everybody in one round of grading."""
     seed = os.environ.get("DDIM_GRADING_SEED")
-    return torch.Generator().manual_seed(int(seed) if seed else int.from_bytes(os.urandom(4), "big"))
+    return torch.Generator("cpu").manual_seed(int(seed) if seed else int.from_bytes(os.urandom(4), "big"))
 
 
 def _close(a: Tensor, b: Tensor, tolerance: float) -> bool:

@@ -145,7 +145,7 @@ class NoiseSchedule:
         """
         t = self.check_time(t, first=1)
         prev = t - 1 if prev is None else self.check_time(prev, name="prev")
-        if not torch.all(torch.as_tensor(prev < t)):
+        if not torch.all(torch.as_tensor(prev < t, device="cpu")):
             raise ValueError(f"prev must be earlier than t, got t = {t} and prev = {prev}; a chain's step goes down")
         ab, ab_prev = self.alpha_bar[t], self.alpha_bar[prev]
         return (1 - ab_prev) / (1 - ab) * (1 - ab / ab_prev)
@@ -170,7 +170,7 @@ class NoiseSchedule:
 
     def check_noise_is_known(self, t: Time) -> None:
         """Raise ValueError where ᾱ_t = 0: there, x_0 cannot be told from ε."""
-        if self.ab[-1] == 0 and torch.any(torch.as_tensor(t) == self.T):
+        if self.ab[-1] == 0 and torch.any(torch.as_tensor(t, device="cpu") == self.T):
             fix = "leave that time out, or sample with a network that predicts v or x_0 (PredictionDenoiser)"
             raise ValueError(f"at t = {self.T} this schedule is pure noise, so x_0 cannot be computed from ε; {fix}")
 

@@ -157,7 +157,7 @@ def loss_weight(schedule: NoiseSchedule, t: Tensor, loss: str) -> Tensor:
     alpha_bar = schedule.alpha_bar[t]
     if loss == "balanced":
         return 2 * ((1 - alpha_bar) / alpha_bar).sqrt().float()
-    return (1 / alpha_bar).float() if loss == "velocity" else torch.ones(len(t))
+    return (1 / alpha_bar).float() if loss == "velocity" else torch.ones_like(alpha_bar).float()
 
 
 def stratified_timesteps(T: int, n: int, generator: torch.Generator) -> Tensor:
@@ -166,8 +166,8 @@ def stratified_timesteps(T: int, n: int, generator: torch.Generator) -> Tensor:
     Each is uniform on 1..T, but no batch consists of easy timesteps only, so the gradient is less noisy
     (Kingma et al. 2021, appendix I.1).
     """
-    offset = torch.rand((), generator=generator, dtype=torch.float64)
-    return 1 + ((offset + torch.arange(n) / n) % 1 * T).long()
+    offset = torch.rand((), generator=generator, dtype=torch.float64, device="cpu")
+    return 1 + ((offset + torch.arange(n, device="cpu").float() / n) % 1 * T).long()
 
 
 def learning_rate_factor(step: int, config: TrainingConfig) -> float:
@@ -288,7 +288,7 @@ class Trainer:
         self._forward = torch.compile(self.model) if compile else self.model
         if self.world_size > 1:  # each backward pass then averages the gradients over the processes
             self._forward = DistributedDataParallel(self._forward)
-        self._epoch = (-1, torch.empty(0, dtype=torch.int64))
+        self._epoch = (-1, torch.empty(0, dtype=torch.int64, device="cpu"))
         # while a GPU is at one step, a thread draws the next one's noise, which takes as long; a CPU has no time to spare
         self._ahead: tuple[int, Future[Any]] | None = None
         self._drawer = ThreadPoolExecutor(1) if self.device.type == "cuda" else None
@@ -299,25 +299,26 @@ class Trainer:
 
         All is drawn on the CPU, so that it is the same on every machine. The timesteps stay there, the rest is on the device.
         """
-        config = self.config
-        per_epoch = len(self.images) // config.batch_size
+        config, count = self.config, len(self.images)
+        per_epoch = count // config.batch_size
         epoch, position = divmod(step, per_epoch)
         if self._epoch[0] != epoch:
-            self._epoch = (epoch, torch.randperm(len(self.images), generator=_generator(config.seed, 0, epoch)))
+            self._epoch = (epoch, torch.randperm(count, generator=_generator(config.seed, 0, epoch), device="cpu"))
         chosen = self._epoch[1][position * config.batch_size : (position + 1) * config.batch_size]
         generator = _generator(config.seed, 1, step)
+        draws: dict[str, Any] = {"generator": generator, "dtype": torch.float32, "device": "cpu"}
         t = stratified_timesteps(self.schedule.T, len(chosen), generator)
-        noise = self._to_device(torch.randn(len(chosen), *self.images.shape[1:], generator=generator))
+        noise = self._to_device(torch.randn(len(chosen), *self.images.shape[1:], **draws))
         labels = None
         if self.labels is not None:
-            dropped = torch.rand(len(chosen), generator=generator) < config.label_dropout
+            dropped = torch.rand(len(chosen), **draws) < config.label_dropout
             labels = self._to_device(torch.where(dropped, said_by(self.model, "num_classes"), self.labels[chosen]))
         x_0 = to_model_range(self.images[self._to_device(chosen)])
         if config.flip:
-            mirrored = torch.rand(len(chosen), 1, 1, 1, generator=generator) < 0.5
+            mirrored = torch.rand(len(chosen), 1, 1, 1, **draws) < 0.5
             x_0 = torch.where(self._to_device(mirrored), x_0.flip(-1), x_0)
         if config.warp:
-            bent = torch.rand(len(chosen), 1, 1, 1, generator=generator) < 2 * (1 - step / config.steps)
+            bent = torch.rand(len(chosen), 1, 1, 1, **draws) < 2 * (1 - step / config.steps)
             x_0 = torch.where(self._to_device(bent), warped(x_0, generator), x_0)
         return x_0, labels, t, noise
 
@@ -466,7 +467,7 @@ class Trainer:
         """The reason to stop that any process has, 0 for none: all must stop after the same step."""
         if self.world_size == 1:
             return reason
-        least, most = torch.tensor(reason), torch.tensor(reason)
+        least, most = (torch.tensor(reason, device="cpu") for _ in range(2))
         dist.all_reduce(least, dist.ReduceOp.MIN)
         dist.all_reduce(most, dist.ReduceOp.MAX)
         return int(most) or int(least)
@@ -578,4 +579,4 @@ def _noted_signals() -> Iterator[list[int]]:
 
 
 def _generator(*entropy: int) -> torch.Generator:
-    return torch.Generator().manual_seed(mixed_seed(*entropy))
+    return torch.Generator("cpu").manual_seed(mixed_seed(*entropy))

@@ -44,6 +44,7 @@
     squeezed: all('img').filter(e => e.checkVisibility() && e.naturalWidth && getComputedStyle(e).objectFit === 'fill' && e.clientHeight > 20
       && Math.abs(e.clientWidth / e.clientHeight / (e.naturalWidth / e.naturalHeight) - 1) > 0.05).map(e => e.src.slice(-60)),
     captions: all('figcaption').length,
+    'folds with a gap': all('.toggle-hidden').filter(e => box(e).height > box(e.querySelector('.admonition-title')).height + 32).map(words),
     'folds in a row': all('.cell:has(> details.hide:only-child):not(:has(.cell_output)) + .cell:has(> details.hide:first-child)').map(e => e.textContent.trim().slice(0, 60)),
     'misnamed folds': all('summary[aria-label], .toggle-button[aria-label*="hidden content"]').map(e => e.parentElement.textContent.trim().slice(0, 60)),
     'hidden captions': all('figcaption').filter(e => !e.checkVisibility() && !e.closest('[hidden]')).map(e => e.textContent.slice(0, 60)),

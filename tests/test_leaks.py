@@ -5,35 +5,47 @@ import io
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import FakeGraphs, randn, short_schedule, smooth_mixture
+from helpers import FakeGraphs, randn, short_schedule, smooth_mixture, write_colour_images
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ddimlib import (
     NoiseSchedule,
     SeededNoise,
+    Trainer,
+    TrainingConfig,
     UNet,
     VelocityDenoiser,
     accelerate,
+    bundled_sample,
     ddim,
     ddim_ab2,
     ddim_step,
     ddpm,
+    denoisers,
     gaussian,
     invert,
     last,
+    load_dataset,
     load_pretrained,
     sample,
     slerp,
     timesteps,
 )
 from ddimlib.acceleration import AcceleratedDenoiser
+from ddimlib.data import warped, with_channels
 from ddimlib.denoisers import predict_noise
+from ddimlib.distributed import SamplingConfig
+from ddimlib.evaluation import evaluation_labels
+from ddimlib.metrics import Classifier, Judge, augmented
+from ddimlib.problem_sets import compare
 from ddimlib.samplers import ddpm_step
+from ddimlib.training import loss_weight, stratified_timesteps
 
 SCHEDULE = short_schedule()
 STEPS = [40, 25, 9, 1]
@@ -93,6 +105,37 @@ def everything() -> list[torch.Tensor]:
         last(
             ddim(gaussian(0.3, 0.5).denoiser(schedule), schedule, x_T, 4, noise=torch.Generator("cpu").manual_seed(1))
         ),
+        schedule.posterior(x_T, x_T, [3, 4])[1],
+        schedule.zero_terminal_snr().predict_x0(x_T, [3, 4], x_T),
+    ]
+
+
+def everything_measured(folder: Path) -> list[torch.Tensor]:
+    """What training, data sets, tables and judges make."""
+    write_colour_images(folder, size=8)
+    pixels, labels = load_dataset(str(folder))
+    schedule, generator = NoiseSchedule.linear(40, 0.002, 0.4), torch.Generator("cpu").manual_seed(0)
+    model = VelocityDenoiser(small_unet(num_classes=2, channels=3), schedule)
+    trainer = Trainer(model, schedule, pixels, labels, TrainingConfig(2, 4, warp=True, flip=True))
+    trainer.run(progress=False)
+    digits = bundled_sample("mnist")[0][:8]
+    torch.manual_seed(0)
+    judge = Judge(Classifier(), device="cpu")
+    judge.observe_real(digits)
+    return [
+        pixels,
+        labels,
+        with_channels(pixels, 1),
+        warped(digits, generator),
+        stratified_timesteps(40, 7, generator),
+        *(loss_weight(schedule, labels + 1, loss) for loss in ("noise", "velocity", "balanced")),
+        *model.state_dict().values(),
+        evaluation_labels(5, 3),
+        SamplingConfig(4, labels=[1, 0]).labels_of(range(4)),
+        augmented(digits, 2, True, 4),
+        judge.predict(digits),
+        compare("a number", 2.0, 2.0)
+        or torch.tensor(round(judge.frechet_distance(digits / 2), 5), dtype=torch.float64, device="cpu"),
     ]
 
 
@@ -101,17 +144,19 @@ def everything() -> list[torch.Tensor]:
     [
         (torch.set_default_dtype, torch.float64, torch.float32),
         (torch.set_default_dtype, torch.float16, torch.float32),
+        (torch.set_default_dtype, torch.bfloat16, torch.float32),
         (torch.set_default_device, "meta", None),
     ],
 )
-def test_torchs_defaults_change_nothing(set_default, value, before):
+def test_torchs_defaults_change_nothing(set_default, value, before, tmp_path):
     """A tensor that followed the default device would be on "meta", where there are no numbers."""
     torch.manual_seed(0)
-    expected = everything()
+    expected = everything() + everything_measured(tmp_path)
     set_default(value)
     try:
         torch.manual_seed(0)
-        found = everything()
+        found = everything() + everything_measured(tmp_path)
+        assert torch.get_default_dtype() == (value if before else torch.float32)
     finally:
         set_default(before)
     for a, b in zip(found, expected, strict=True):
@@ -274,6 +319,30 @@ def test_the_mode_is_put_back_whatever_ends_an_evaluation(error):
     with pytest.raises(error):
         predict_noise(model, X, 3)
     assert [module.training for module in model.modules()] == [True, False, True]
+
+
+@pytest.mark.parametrize("entry", [1, 2])
+def test_ctrl_c_may_come_while_the_mode_is_changed(entry, monkeypatch):
+    """At the first entry the network is about to be put in eval mode, at the second it is given back."""
+
+    class Interrupted:
+        entries = 0
+
+        def __enter__(self):
+            self.entries += 1
+            if self.entries == entry:
+                raise KeyboardInterrupt
+
+        def __exit__(self, *error):
+            pass
+
+    monkeypatch.setattr(denoisers, "_lock", Interrupted())
+    model = network(nn.Dropout()).train()
+    with pytest.raises(KeyboardInterrupt):
+        predict_noise(model, X, 3)
+    assert all(module.training for module in model.modules())
+    assert torch.is_grad_enabled()
+    assert not denoisers._borrowed
 
 
 def compiled_network():

@@ -231,6 +231,12 @@ def test_every_internal_link_leads_somewhere(on_phone, origin):
     assert not dead
 
 
+def test_no_two_places_of_a_page_have_the_same_name(on_phone):
+    seen, _ = on_phone
+    twice = {page: [name for name, n in Counter(facts["ids"]).items() if n > 1] for page, facts in seen.items()}
+    assert not {page: names for page, names in twice.items() if names}
+
+
 def test_no_list_of_references_is_empty(chapters):
     for page in chapters:
         html = (SITE / page).read_text(encoding="utf-8")
@@ -238,10 +244,11 @@ def test_no_list_of_references_is_empty(chapters):
 
 
 def test_folds_are_called_what_is_in_them(on_phone):
-    """No name for screen readers hides the words on the fold."""
+    """No name for screen readers hides the words on the fold, and what is folded takes no room."""
     seen, _ = on_phone
     assert not offenders(seen, "misnamed folds")
     assert not offenders(seen, "folds in a row")
+    assert not offenders(seen, "folds with a gap")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -292,6 +299,11 @@ def test_the_menus_work(browser, origin, chapters, width):
     if width < 1200:
         assert not contents.is_visible()
         tab.locator(".bd-header-article .secondary-toggle").click()
+        assert contents.is_visible()
+        tab.keyboard.press("Escape")
+        tab.locator(".bd-header-article .dropdown-toggle").click()  # not under the other button's tooltip
+        assert tab.locator(".bd-header-article .dropdown-menu").first.is_visible()
+        tab.locator(".bd-header-article .secondary-toggle").click()
     assert contents.is_visible()
     contents.locator("a[href='#summary']").click()
     tab.wait_for_function("location.hash == '#summary'")
@@ -315,6 +327,16 @@ def test_the_colours_are_right_before_anything_is_drawn(browser, origin, chapter
     dark = tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(17, 20, 24)"
     assert dark == (scheme == "dark")
     visitor.context.close()
+
+
+def test_without_scripts_a_page_is_light_in_the_books_colours(browser, origin, chapters):
+    context = browser.new_context(java_script_enabled=False, color_scheme="dark")
+    tab = context.new_page()
+    tab.goto(f"{origin}/{chapters[1]}")
+    link = tab.locator("article a.reference").first
+    assert link.evaluate("e => getComputedStyle(e).color") == "rgb(0, 98, 155)"
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    context.close()
 
 
 def test_a_chosen_colour_stays(browser, origin, chapters):
@@ -353,6 +375,8 @@ def test_paper_is_white_and_complete(browser, origin, chapters):
         assert not tab.evaluate(VISIBLE, f"{useless}, .bd-sidebar-primary, .bd-header-article")
         folded = ":is(.solution, details.sd-card) :is(p, .cell_input, img:not(.only-dark))"  # of a quiz, the answers
         assert len(tab.evaluate(VISIBLE, folded)) == tab.locator(folded).count()
+        beyond = "all => all.filter(e => e.getBoundingClientRect().right > e.closest('article').getBoundingClientRect().right)"
+        assert not tab.locator("article aside.margin").evaluate_all(f"{beyond}.length")
         tab.emulate_media(media="screen")
         tab.wait_for_function("document.documentElement.dataset.theme == 'dark'")
     visitor.context.close()
@@ -431,7 +455,15 @@ def test_a_page_is_light(browser, origin, chapters):
 
 
 @pytest.mark.parametrize(
-    ("query", "first"), [("eta", "06-eta"), ("DDIM", "04-ddim-derivation"), ("slerp", "08-latent-space")]
+    ("query", "first"),
+    [
+        ("eta", "06-eta"),
+        ("DDIM", "04-ddim-derivation"),
+        ("slerp", "08-latent-space"),
+        ("guidance", "03-training"),
+        ("FID", "05-few-steps"),
+        ("score", "02-ddpm"),
+    ],
 )
 def test_search_finds_the_chapter_first(browser, origin, query, first):
     visitor = Visitor(browser, origin, LAPTOP)
@@ -441,6 +473,7 @@ def test_search_finds_the_chapter_first(browser, origin, query, first):
     assert first in visitor.tab.locator("#search-results li a").first.get_attribute("href")
     excerpts = visitor.tab.locator("#search-results li p.context").all_inner_texts()
     assert not [text for text in excerpts if re.search(r"\\[a-z]+|\$", text)], "TeX in an excerpt"
+    assert not [text for text in excerpts if re.search("Contents|Show the|Hide the", text)], "the page's own furniture"
     assert not visitor.strangers + visitor.errors
     visitor.context.close()
 
@@ -551,17 +584,18 @@ def test_the_cover_and_what_others_see(on_phone, chapters):
     assert len({seen[page]["description"] for page in chapters}) == len(chapters)
 
 
-def test_the_cover_has_a_card_for_every_chapter(browser, origin):
-    visitor = Visitor(browser, origin, LAPTOP)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_cover_has_a_card_for_every_chapter(browser, origin, scheme):
+    visitor = Visitor(browser, origin, LAPTOP, scheme)
     tab = visitor.open("index.html")
     numbers = tab.locator(".chapter-cards .number").all_inner_texts()
     assert numbers == [
         f"Chapter {int(name[:2])}" for name in re.findall(r"file: book/(\d\d-\S+)", (ROOT / "_toc.yml").read_text())
     ]
     assert all("?" in question for question in tab.locator(".chapter-cards .question").all_inner_texts())
-    assert (
-        tab.locator(".chapter-cards .thumbnail img").count() >= len(numbers) - 1
-    )  # a chapter may wait for its outputs
+    pictures = tab.locator(f".chapter-cards .thumbnail img.only-{scheme}:visible")  # dark ones on a dark page
+    assert len({picture.get_attribute("src") for picture in pictures.all()}) == len(numbers)
+    assert tab.locator(".chapter-cards .thumbnail img:visible").count() == len(numbers)
     assert not visitor.errors
     visitor.context.close()
 
@@ -581,6 +615,8 @@ def test_the_cover_moves_only_for_those_who_want_it(browser, origin, motion):
     moving = tab.evaluate("getComputedStyle(document.querySelector('.frames')).animationName") != "none"
     assert moving == ("cover.webp" in asked) == (motion == "no-preference")
     assert tab.locator(".cover-picture button").is_visible() == moving
+    tab.emulate_media(media="print")
+    assert tab.evaluate("getComputedStyle(document.querySelector('.frames')).animationName") == "none"
     context.close()
 
 

@@ -114,7 +114,7 @@ def visit_displayed(self, node: nodes.math_block) -> None:
 
 def copy_style(app, error):
     """KaTeX's style sheet and licence, and its fonts in the one format that every browser of today reads."""
-    if error or app.builder.format != "html":
+    if error or app.builder.name != "html":
         return
     dist, target = package("katex") / "dist", Path(app.outdir, "_static", "katex")
     (target / "fonts").mkdir(parents=True, exist_ok=True)

@@ -71,10 +71,11 @@ def prepare_images(app, body: str) -> str:
     return IMAGE.sub(prepared, body)
 
 
-# Roles that are deprecated, or that what they stand on has not; a name that hides what a fold says is in it; heads of table
-# columns without a word.
+# Roles that are deprecated, or that what they stand on has not; a name that hides what a fold says is in it; an identifier that
+# every box of a kind has; heads of table columns without a word.
 MEANINGLESS = re.compile(
     r' role="(?:doc-biblioentry|doc-backlink|list)"|(?<=<summary) aria-label="Toggle hidden content"'
+    r'| id="(?:exercise|solution|proof)-content"|(?<=<div class="proof admonition") id="proof"'
 )
 EMPTY_HEAD = re.compile(r'<th class="head([^"]*)">\s*(?:<p>\s*</p>\s*)?</th>')
 
@@ -113,6 +114,7 @@ def on_page(app, pagename, templatename, context, doctree):
     if doctree:
         context["description"] = description(doctree)
         context["body"] = let_code_break(mend_for_screen_readers(prepare_images(app, context["body"])))
+    context["default_mode"] = "light"  # of the page as it comes; a script chooses
     context["site_address"] = app.config.html_baseurl
     context["site_path"] = urlsplit(app.config.html_baseurl).path or "/"
     context["root_doc"] = app.config.root_doc

@@ -25,7 +25,7 @@ def with_twin(app, name: str, image: str) -> str | None:
     """Two <img> for one, when the picture called `name` has a twin; `image` is the light one's, without its size."""
     if not (about := app.twins.get(name)):
         return None
-    dark = name.replace(".png", "-dark.png")
+    dark = "-dark.".join(name.rsplit(".", 1))
     target = Path(app.outdir, app.builder.imagedir, dark)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(base64.b64decode(about["dark"]))

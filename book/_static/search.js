@@ -3,17 +3,18 @@
 
 const asked = (new URLSearchParams(location.search).get("q") || "").toLowerCase().split(/\W+/).filter(Boolean);
 
-// A chapter whose address has the word (06-eta, 04-ddim-derivation) is the one that explains it; chapters come before reference pages.
+// A chapter whose address has the word (06-eta, 04-ddim-derivation) is the one that explains it; so are these. Chapters come before reference pages.
+const EXPLAINED = { cosine: "01", snr: "01", score: "02", ancestral: "02", guidance: "03", prediction: "03", velocity: "03", ema: "03", marginals: "04", spacing: "05", fid: "05", flow: "07" };
 Scorer.score = ([page, , , , score]) => {
-  const chapter = page.match(/^book\/\d\d-(.*)/);
-  const named = chapter && asked.some(word => chapter[1].split("-").includes(word));
+  const chapter = page.match(/^book\/(\d\d)-(.*)/);
+  const named = chapter && asked.some(word => chapter[2].split("-").includes(word) || EXPLAINED[word] === chapter[1]);
   return score + (named ? 200 : 0) + (chapter ? 100 : page.startsWith("book/deeper/") ? 50 : 0);
 };
 
 const textOf = Search.htmlToText;
 Search.htmlToText = (html, anchor) => {
   const page = new DOMParser().parseFromString(html, "text/html");
-  for (const extra of page.querySelectorAll(".katex-html, .eqno, .highlight, .article-header-buttons, nav, footer, button")) extra.remove();
+  for (const extra of page.querySelectorAll(".katex-html, .eqno, .highlight, .article-header-buttons, #jb-print-docs-body, h1, details.hide > summary, nav, footer, button")) extra.remove();
   return textOf(page.documentElement.outerHTML, anchor);
 };
 
