@@ -188,7 +188,7 @@ def write_reports(
 ) -> None:
     """The gradebook, grades.csv, a Moodle worksheet for each problem set, and the feedback pages."""
     graded = list(graded)
-    course = Course(out / "course", sets)
+    course = Course(out / "course", sets, options.source)
     recorded_file = out / "recorded.json"
     recorded = json.loads(recorded_file.read_text()) if recorded_file.exists() else {}
     students: dict[str, dict[str, Any]] = {}
@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "release":
         names = list(problem_sets(options.source))
         with tempfile.TemporaryDirectory() as scratch:
-            release(names, options.out, Path(scratch))
+            release(names, options.out, Path(scratch), options.source)
         print(f"Released {', '.join(names)} into {options.out}.")
         return 0
     if not options.submissions.is_dir():

@@ -45,15 +45,21 @@ def configuration(**settings: dict[str, Any]) -> Config:
     return config
 
 
-def release(names: list[str], folder: Path, scratch: Path) -> None:
+def release(names: list[str], folder: Path, scratch: Path, source: Path = ASSIGNMENTS / "source") -> None:
     """Write the notebooks that students get, without solutions and hidden tests, to folder/NAME/NAME.ipynb.
 
     Args:
         names: of the problem sets.
         folder: where to.
         scratch: a folder for the gradebook that nbgrader keeps on the way.
+        source: the folder of the problem sets with solutions and hidden tests.
     """
-    course = {"release_directory": str(folder), "db_url": f"sqlite:///{scratch / 'gradebook.db'}"}
+    folder = folder.resolve()
+    course = {
+        "source_directory": str(source.resolve()),
+        "release_directory": str(folder),
+        "db_url": f"sqlite:///{scratch / 'gradebook.db'}",
+    }
     api = NbGraderAPI(config=configuration(CourseDirectory=course))
     for name in names:
         _checked(api.generate_assignment(name, force=True, create=True), f"release of {name}")
@@ -93,13 +99,15 @@ class Course:
 
     Args:
         folder: where it is kept.
+        sets: the problem sets.
+        source: their folder.
     """
 
-    def __init__(self, folder: Path, sets: dict[str, ProblemSet]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, sets: dict[str, ProblemSet], source: Path = ASSIGNMENTS / "source") -> None:
+        self.folder = folder = folder.resolve()  # nbgrader changes the working directory
         folder.mkdir(parents=True, exist_ok=True)
         others = [p for p in Autograde.autograde_preprocessors.default() if p.__name__ != "Execute"]
-        course = {"root": str(folder), "source_directory": str(ASSIGNMENTS / "source"), "release_directory": "release",
+        course = {"root": str(folder), "source_directory": str(source.resolve()), "release_directory": "release",
                   "db_url": f"sqlite:///{folder / 'gradebook.db'}"}  # fmt: skip
         self.config = configuration(
             CourseDirectory=course,

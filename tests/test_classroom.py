@@ -1396,6 +1396,25 @@ def test_it_stops_when_told_to_and_goes_on_after_any_end(tmp_path, sandbox):
     assert (rows["anna"]["ps3"], rows["bert"]["ps1"]) == ("20", "23")
 
 
+def test_a_private_variant_is_what_is_released_and_graded(tmp_path, sandbox, monkeypatch):
+    """With --source, as the teacher's page says: another name and another formula, in a folder that is named from here."""
+    monkeypatch.chdir(tmp_path)
+    notebook = nbformat.read(ROOT / "assignments" / "source" / "ps3" / "ps3.ipynb", as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("from_line", "from_curve")
+    Path("mine/ps3").mkdir(parents=True), Path("in").mkdir()
+    nbformat.write(notebook, "mine/ps3/ps3.ipynb")
+    assert main(["release", "--source", "mine", "--out", "released"]) == 0
+    text = Path("released/ps3/ps3.ipynb").read_text()
+    assert "def from_curve(line, s)" in text
+    assert "from_line" not in text
+    answers = {c.grade_id: c.source.replace("from_line", "from_curve") for c in SETS["ps3"].solutions}
+    nbformat.write(filled("ps3", answers=answers), "in/anna.ipynb")
+    nbformat.write(filled("ps3"), "in/bert.ipynb")
+    assert grade_folder(Path("in"), Path("out"), sandbox.level, "--source", "mine") == 0
+    assert [row["ps3"] for row in rows_of("out/grades.csv")] == ["26", "20", "18"]
+
+
 def test_what_failed_by_the_graders_fault_is_graded_again(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError("no space left")
@@ -1446,7 +1465,7 @@ def test_reports_are_never_half_written(tmp_path, monkeypatch):
             for s in submissions(tmp_path / "in")
         ]  # fmt: skip
         out.mkdir(exist_ok=True)
-        program.write_reports(graded, SETS, out, argparse.Namespace(quiet=True, roster=None))
+        program.write_reports(graded, SETS, out, argparse.Namespace(quiet=True, roster=None, source=None))
 
     def contents(out):
         return {p.relative_to(out): p.read_text() for p in out.rglob("[!.]*") if p.is_file()}
@@ -1678,7 +1697,8 @@ def test_a_machine_without_namespaces_is_refused_unless_that_is_accepted(tmp_pat
     assert grade_folder(tmp_path, tmp_path / "out", "namespaces") == 3
     assert "ISOLATION=process" in capsys.readouterr().out
     assert not (tmp_path / "out" / "grades.csv").exists()
-    assert grade_folder(tmp_path, tmp_path / "out", "process") == 0
+    monkeypatch.chdir(tmp_path)  # and a folder that is named from here, as GRADES=grading is
+    assert grade_folder(Path("."), Path("out"), "process") == 0
     assert rows_of(tmp_path / "out" / "grades.csv")[1]["ps1"] == "0"
 
 
