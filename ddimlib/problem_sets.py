@@ -32,8 +32,8 @@ def compare(
     kind = str(seen.dtype) if isinstance(seen, Tensor) else getattr(seen, "kind", None) or type(seen).__name__
     if "complex" in kind:
         raise CheckFailed(
-            f"{what} is complex: somewhere the root of a negative number was taken. Not the root is wrong then, but the "
-            f"variance under it. It should be {_shape_in_words(wanted)}."
+            f"{what} is complex: somewhere the root of a negative number was taken. The root is not what is wrong "
+            f"then; the variance under it is. It should be {_shape_in_words(wanted)}."
         )
     if not isinstance(seen, Tensor | int | float) or isinstance(seen, bool):
         kind = "None (is there a `return`?)" if seen is None else kind

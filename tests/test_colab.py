@@ -43,9 +43,7 @@ def test_the_library_is_installed_first(pushed, path):
     assert install.source.splitlines()[-1] == f"%pip install -q git+{ADDRESS}"
     assert "OWNER/NAME" not in nbformat.writes(notebook)
     original = nbformat.read(ROOT / path, nbformat.NO_CONVERT)
-    by_hand = 1 if "problem_sets" in path.parts else 0
-    assert len(original.cells) - len(others) == by_hand
-    assert [cell for cell in original.cells if "OWNER/NAME" not in cell.source] == others
+    assert original.cells == others
     assert (notebook.metadata, notebook.nbformat_minor) == (original.metadata, original.nbformat_minor)
 
 

@@ -53,6 +53,15 @@ def busy_figure():
     return figure
 
 
+def test_a_ground_that_means_something_is_seen_on_the_dark_page_too():
+    figure, (plain, grey) = plt.subplots(1, 2)
+    grey.set_facecolor("#9a9a9a")
+    with darkened(figure):
+        assert plain.get_facecolor()[3] == 0
+        assert contrast(grey.get_facecolor()[:3], DARK_GROUND) > 1.5
+    assert to_rgb(grey.get_facecolor()) == to_rgb("#9a9a9a")
+
+
 @pytest.mark.parametrize("color", [*COLORS.values(), "black", "#555555", "C0", "red", "navy"])
 def test_every_colour_is_seen_on_the_dark_ground(color):
     assert contrast(dark_color(to_rgba(color))[:3], DARK_GROUND) >= 3

@@ -11,12 +11,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 BRANCH = "colab"
-BY_HAND = "%pip install -q git+https://github.com/OWNER/NAME"  # in a problem set, whose cell says so, too
 GIT = ["git", "-c", "user.name=colab", "-c", "user.email=colab@localhost", "-c", "commit.gpgsign=false"]
 
 
 def with_library(notebook: dict, address: str) -> dict:
-    """A notebook that first installs ddimlib from the address; a cell that asks the reader to do so by hand is left out."""
+    """A notebook that first installs ddimlib from the address."""
     lines = ["# Once a session: Colab does not have the book's library.\n", f"%pip install -q git+{address}"]
     install = {
         "cell_type": "code",
@@ -26,7 +25,7 @@ def with_library(notebook: dict, address: str) -> dict:
         "outputs": [],
         "source": lines,
     }
-    return notebook | {"cells": [install, *(c for c in notebook["cells"] if BY_HAND not in "".join(c["source"]))]}
+    return notebook | {"cells": [install, *notebook["cells"]]}
 
 
 def write(address: str, folder: Path, root: Path = ROOT) -> int:
