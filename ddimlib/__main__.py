@@ -4,6 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -319,8 +320,9 @@ class Sample(Drawing):
             )  # fmt: skip
             if kind == "picture":
                 save_images(images, self.out, self.columns, self.scale)
-            for file, image in zip(files, images, strict=False):
-                save_images(image[None], Path(self.out, file), 1, self.scale, border=0)
+            with locked(self.out) if files else nullcontext():  # two runs' pictures do not mix
+                for file, image in zip(files, images, strict=False):
+                    save_images(image[None], Path(self.out, file), 1, self.scale, border=0)
         print(f"wrote {self.out}: {self.n} images, {self.steps} steps, eta {self.eta}, seed {self.seed}")
 
     def _film(self, model: VelocityDenoiser, schedule: NoiseSchedule, labels: Tensor | None) -> None:

@@ -311,6 +311,8 @@ def _write_manifest(
         before = _read_manifest(out)
         if before:  # another run may have begun since this one looked
             check_settings(out / MANIFEST, before["settings"], settings)
+            if before["n"] > n:  # and have gone further
+                n, complete = before["n"], before["complete"]
         starts = before.get("provenance", []) + ([facts] if facts else [])
         manifest = {"settings": settings, "n": n, "complete": complete, "provenance": starts}
         write_json(out / MANIFEST, manifest)

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sampler as benchmark
@@ -199,6 +200,29 @@ def test_the_figure_has_a_panel_for_each_batch(path, tmp_path):
     main(command(path, out, "--batch", "1", "2", "--steps", "5", "10"))
     figure = plot_benchmark(json.loads(out.read_text()))
     assert [axis.get_title() for axis in figure.axes] == ["batch 1", "batch 2"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "tf32", "difference", "fits"),
+    [
+        ("cuda", True, 7e-3, True),
+        ("cuda", True, 2e-2, False),
+        ("cuda", False, 7e-3, False),
+        ("cpu", True, 7e-3, False),
+        ("cpu", True, 1e-4, True),
+    ],
+)
+def test_as_much_rounding_is_allowed_as_the_convolutions_have(kind, tf32, difference, fits, monkeypatch):
+    """TF32 keeps ten bits: what stands in for a GPU's noise says only that it is there."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    x_T = SimpleNamespace(device=SimpleNamespace(type=kind))
+    images = randn(2, 1, 4, 4)
+    candidates = {benchmark.OURS: lambda x: images, "another": lambda x: images + difference}
+    if fits:
+        assert benchmark.compare(candidates, x_T)["rms_difference"]["another"] == difference
+    else:
+        with pytest.raises(ArithmeticError, match="another draws other images"):
+            benchmark.compare(candidates, x_T)
 
 
 def test_the_script_says_how_it_is_used():

@@ -631,6 +631,20 @@ def test_a_larger_n_continues_and_a_smaller_one_is_refused(model_path, whole, tm
         draw(model_path, tmp_path, replace(CONFIG, n=18))
 
 
+def test_a_shorter_run_that_ends_later_does_not_hide_a_longer_ones_images(model_path, whole, tmp_path, monkeypatch):
+    original, called = distributed.sample, []
+
+    def meanwhile(*args, **options):
+        if not called:
+            called.append(True)
+            draw(model_path, tmp_path)
+        return original(*args, **options)
+
+    monkeypatch.setattr(distributed, "sample", meanwhile)
+    draw(model_path, tmp_path, replace(CONFIG, n=18))
+    assert torch.equal(load_samples(tmp_path)[0], load_samples(whole)[0])
+
+
 def test_a_file_in_the_place_of_another_is_found(model_path, whole, tmp_path):
     draw(model_path, tmp_path)
     (tmp_path / NAMES[0]).write_bytes((tmp_path / NAMES[1]).read_bytes())

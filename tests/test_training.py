@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import randn, short_schedule
+from helpers import Operators, randn, short_schedule
 from safetensors.torch import save_file
 
 import ddimlib
@@ -234,6 +234,21 @@ def test_the_average_follows_its_recursion(decay):
             assert found.double().allclose(a, atol=1e-6)
     different = zip(average, weights, strict=True)
     assert max((a - w).abs().max().item() for a, w in different) > 1e-3
+
+
+def test_the_average_asks_the_device_for_nothing():
+    """A stand-in for a GPU: the host, which would wait for it, reads no number of a tensor."""
+    trainer = make()
+    for _ in range(2):
+        trainer.train_step()
+    with Operators() as ran:
+        trainer._update_average()
+    assert ran.calls
+    assert ran.reads_by_host() == []
+    averages = list(trainer.averaged_model.parameters())
+    with Operators() as ran:
+        trainer._average(averages, averages, torch.tensor(3))  # as torch's AveragedModel counts
+    assert ran.reads_by_host()
 
 
 # --- precision -------------------------------------------------------------------------------------------------------
