@@ -600,7 +600,9 @@ def parse(argv: Sequence[str]) -> Command:
         raise SystemExit(0)
     words = list(argv)
     if words[:1] == ["train"]:  # where the option has three states, tyro wants a word after it
-        words = [f"--bf16={word == '--bf16'}" if word in ("--bf16", "--no-bf16") else word for word in words]
+        three = ("--bf16", "--no-bf16")
+        pairs = zip(words, [*words[1:], ""], strict=True)
+        words = [f"--bf16={w == '--bf16'}" if w in three and v not in ("True", "False") else w for w, v in pairs]
     union: Any = None
     for name, command in COMMANDS.items():
         entry = Annotated[command, subcommand(name)]  # type: ignore[valid-type]

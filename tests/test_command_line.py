@@ -16,7 +16,7 @@ from weights import main as tables
 from weights import reconstruct
 
 from ddimlib import __version__, evaluation, training
-from ddimlib.__main__ import main
+from ddimlib.__main__ import main, parse
 from ddimlib.evaluation import evaluate, evaluation_labels
 from ddimlib.metrics import Classifier, InceptionDistance, Judge
 from ddimlib.pretrained import build_model, load_model, save_model
@@ -543,3 +543,18 @@ def test_importing_the_command_line_leaves_the_gpu_alone():
     """Once CUDA has been asked, processes that are forked later cannot use it."""
     code = "import torch; torch.cuda.is_available = lambda: 1 / 0; import ddimlib.__main__"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("", None),
+        ("--bf16", True),
+        ("--no-bf16", False),
+        ("--bf16 True", True),
+        ("--bf16 False", False),
+        ("--bf16=False", False),
+    ],
+)
+def test_bf16_of_train_has_three_states_and_may_stand_alone(words, asked):
+    assert parse(["train", "mnist", *words.split(), "--quiet"]).bf16 is asked
