@@ -46,6 +46,9 @@ class Foreign:
     def _refuse(self, *_: Any) -> Any:
         raise TypeError(f"it is a {self.kind}")
 
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"it is a {vars(self).get('kind')}, which has no {name}")
+
     __getitem__ = __len__ = __iter__ = __sub__ = __rsub__ = __add__ = __mul__ = __lt__ = __gt__ = __float__ = _refuse
 
 

@@ -1109,7 +1109,7 @@ def seeded_noise(seeds, shape):
 # name: (what is handed in, points lost of 24 or None for no grade, a piece of the feedback)
 HOSTILE = {
     "endless-function": (spoilt("while True: pass"), 1, "longer than"),
-    "endless-cell": (with_cell("while True: pass"), 0, "longer than 12 seconds; only its definitions"),
+    "endless-cell": (with_cell("while True: pass"), 0, "longer than 20 seconds; only its definitions"),
     "fork-bomb": (
         spoilt("import os", "while True:", "    try: os.fork()", "    except OSError: pass"),
         1,
@@ -1232,7 +1232,7 @@ STRANGE = [
 
 def grade_folder(folder, out, isolation, *options):
     """Grade a folder at the level that this machine gives."""
-    limits = ["--quiet", "--seconds", "12", "--total", "120", "--isolation", isolation]
+    limits = ["--quiet", "--seconds", "20", "--total", "120", "--isolation", isolation]
     return main(["grade", str(folder), "--out", str(out), *limits, *options])
 
 
@@ -1380,7 +1380,8 @@ def test_it_stops_when_told_to_and_goes_on_after_any_end(tmp_path, sandbox):
                 assert process.poll() is None
                 time.sleep(0.1)
         else:
-            assert "1 of 2 were graded before" in process.stdout.readline()
+            first = process.stdout.readline(), process.stdout.readline()
+            assert "1 of 2 were graded before" in "".join(first)
         process.send_signal(number)
         text, _ = process.communicate(timeout=200)
         if number == signal.SIGKILL:
