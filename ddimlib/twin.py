@@ -74,9 +74,8 @@ def darkened(figure: Figure) -> Iterator[None]:
         undo.append((setter, old))
         setter(new)
 
-    white = [
-        axes.patch for axes in figure.axes if axes.get_facecolor()[:3] == (1, 1, 1)
-    ]  # another ground means something
+    # a ground of another colour than white means something, and stays one
+    white = [axes.patch for axes in figure.axes if axes.get_facecolor()[:3] == (1, 1, 1)]
     grounds = {id(figure.patch): DARK_GROUND, **{id(patch): "none" for patch in white}}
     boxes = [text.get_bbox_patch() for text in figure.findobj(Text)]
     for artist in [*figure.findobj(lambda artist: not isinstance(artist, (Figure, Axes))), *filter(None, boxes)]:
