@@ -22,7 +22,7 @@ from classroom.isolation import LEVELS, end
 from classroom.wire import MOST, Channel, Foreign, WireError, pack, unpack
 
 ROOT = Path(__file__).resolve().parent.parent
-KEPT = ("arguments.py", "data.py", "unet.py", "problem_sets.py")
+KEPT = ("arguments.py", "data.py", "torch_defaults.py", "unet.py", "problem_sets.py")
 """Files of ddimlib that a student's code may use while it is graded: images, a network, and the printing of differences."""
 
 ANSWER_KEYS = (

@@ -6,8 +6,7 @@ ValueError. The message says what was given, what is expected and how to mend it
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -173,24 +172,6 @@ def check_guidance(guidance: Any, labels: Any) -> None:
     """Raise unless `guidance` is finite and at least 0, and has labels to guide towards where it is not 1."""
     if check_number("guidance", guidance, 0, 1e4, fix="1 is none") != 1 and labels is None:
         raise ValueError(f"guidance = {guidance} needs labels to guide towards; pass labels, or leave guidance at 1")
-
-
-@contextmanager
-def torch_defaults() -> Iterator[None]:
-    """Within the block, or a function so decorated, what torch makes is float32 and on the CPU, whatever the user's defaults.
-
-    For what is built of other libraries' parts; our own calls name dtype and device.
-    """
-    before = torch.get_default_dtype()
-    changed = before != torch.float32  # the whole process shares it, so the usual one is not touched
-    if changed:
-        torch.set_default_dtype(torch.float32)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        if changed:
-            torch.set_default_dtype(before)
 
 
 def describe(value: Any) -> str:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ddimlib.arguments import torch_defaults
 from ddimlib.denoisers import PredictionDenoiser
 from ddimlib.storage import check_output, write_atomically
+from ddimlib.torch_defaults import torch_defaults
 
 if TYPE_CHECKING:
     import onnx

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ddimlib.arguments import check_images, check_int, check_labels, torch_defaults
+from ddimlib.arguments import check_images, check_int, check_labels
 from ddimlib.data import DATASETS, PRETRAINED, load_dataset, to_bytes, to_model_range
 from ddimlib.guidance import Labels
 from ddimlib.storage import check_tensors, digest, read_tensors, write_tensors
+from ddimlib.torch_defaults import torch_defaults
 
 if TYPE_CHECKING:
     from torchmetrics.image.fid import FrechetInceptionDistance

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 
 import torch
@@ -10,12 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddimlib.arguments import KindError, check_floats, check_int, check_labels, check_number, describe
-
-# in float32 and on the CPU, whatever torch's process-wide defaults are
-Conv2d = partial(nn.Conv2d, dtype=torch.float32, device="cpu")
-GroupNorm = partial(nn.GroupNorm, dtype=torch.float32, device="cpu")
-Linear = partial(nn.Linear, dtype=torch.float32, device="cpu")
-Embedding = partial(nn.Embedding, dtype=torch.float32, device="cpu")
+from ddimlib.torch_defaults import torch_defaults
 
 
 def time_features(t: Tensor, size: int) -> Tensor:
@@ -38,13 +32,13 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_width: int, out_width: int, embedding: int, dropout: float, groups: int) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(groups, in_width)
-        self.conv1 = Conv2d(in_width, out_width, 3, padding=1)
-        self.modulation = Linear(embedding, 2 * out_width)
-        self.norm2 = GroupNorm(groups, out_width)
+        self.norm1 = nn.GroupNorm(groups, in_width)
+        self.conv1 = nn.Conv2d(in_width, out_width, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * out_width)
+        self.norm2 = nn.GroupNorm(groups, out_width)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = _zero(Conv2d(out_width, out_width, 3, padding=1))  # the block starts as its shortcut
-        self.shortcut = nn.Identity() if in_width == out_width else Conv2d(in_width, out_width, 1)
+        self.conv2 = _zero(nn.Conv2d(out_width, out_width, 3, padding=1))  # the block starts as its shortcut
+        self.shortcut = nn.Identity() if in_width == out_width else nn.Conv2d(in_width, out_width, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
@@ -59,9 +53,9 @@ class SelfAttention(nn.Module):
     def __init__(self, width: int, groups: int = 8) -> None:
         super().__init__()
         self.heads = next(n for n in range(max(1, width // 32), 0, -1) if width % n == 0)
-        self.norm = GroupNorm(groups, width)
-        self.qkv = Conv2d(width, 3 * width, 1)
-        self.out = _zero(Conv2d(width, width, 1))
+        self.norm = nn.GroupNorm(groups, width)
+        self.qkv = nn.Conv2d(width, 3 * width, 1)
+        self.out = _zero(nn.Conv2d(width, width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
@@ -99,6 +93,7 @@ class UNet(nn.Module):
             first level take longer than its convolutions.
     """
 
+    @torch_defaults()
     def __init__(
         self, channels: int = 1, widths: Sequence[int] = (16, 48, 96), blocks: Sequence[int] = (1, 1, 4),
         attention: Sequence[bool] = (False, False, True), image_size: int | Sequence[int] = 28,
@@ -127,23 +122,23 @@ class UNet(nn.Module):
             raise ValueError(f"image_size must be one or two multiples of {self.scale}, {why}")
         self.image_shape = (channels, int(size[0]), int(size[1]))
         self.num_classes = num_classes
-        self.time_mlp = nn.Sequential(Linear(64, 128), nn.SiLU(), Linear(128, 128))
+        self.time_mlp = nn.Sequential(nn.Linear(64, 128), nn.SiLU(), nn.Linear(128, 128))
         # one row more than there are classes: the last stands for "no label"
-        self.label_embedding = None if num_classes is None else Embedding(num_classes + 1, 128)
+        self.label_embedding = None if num_classes is None else nn.Embedding(num_classes + 1, 128)
 
         def stages_of(in_width: int, level: int) -> nn.ModuleList:
             ins, w = [in_width] + [widths[level]] * (blocks[level] - 1), widths[level]
             return nn.ModuleList(Stage(i, w, 128, dropout, attention[level], groups) for i in ins)
 
-        self.stem = Conv2d(channels, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down = nn.ModuleList(stages_of(widths[i], i) for i in range(lowest))
-        self.shrink = nn.ModuleList(Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.bottom = stages_of(widths[lowest], lowest)
-        grow = (nn.Sequential(Conv2d(b, a, 1), nn.Upsample(scale_factor=2)) for a, b in pairwise(widths))
+        grow = (nn.Sequential(nn.Conv2d(b, a, 1), nn.Upsample(scale_factor=2)) for a, b in pairwise(widths))
         self.grow = nn.ModuleList(grow)
         self.up = nn.ModuleList(stages_of(2 * widths[i], i) for i in range(lowest))
         self.head = nn.Sequential(
-            GroupNorm(groups, widths[0]), nn.SiLU(), _zero(Conv2d(widths[0], channels, 3, padding=1))
+            nn.GroupNorm(groups, widths[0]), nn.SiLU(), _zero(nn.Conv2d(widths[0], channels, 3, padding=1))
         )
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
