@@ -1,10 +1,12 @@
 """The command line, `ddimlib` or `python -m ddimlib`: each command is a dataclass, whose fields are its options."""
 
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -40,6 +42,9 @@ from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import check_output, locked, read_json, read_tensors, write_json
 from ddimlib.timesteps import Spacing, timesteps
 from ddimlib.training import RECIPES, Recipe, Trainer, TrainingConfig
+
+ERRORS = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError, MemoryError)
+"""What a command ends with that cannot go on: a message, no traceback."""
 
 UNFINISHED = 3
 """Exit status of a training that ran out of its minutes: it is not an error, and the same command continues it."""
@@ -614,28 +619,49 @@ def parse(argv: Sequence[str]) -> Command:
     return chosen
 
 
+@contextmanager
+def _noted_interrupts() -> Iterator[list[int]]:
+    """Ctrl-C raises KeyboardInterrupt, as ever, and joins the list: while torch reads a file, a ValueError can come of it."""
+    noted: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        noted.append(number)
+        raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    usual = usual and threading.current_thread() is threading.main_thread()  # no other may set a handler
+    if usual:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def execute(parsed: Callable[[], Command]) -> int:
     """Run the command that `parsed` returns; returns the exit status, see :func:`main`."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter gets a question mark
     command: Command | None = None
-    try:
-        command = parsed()
-        with process_group(command.device) as command.device:
-            if world_size() > 1 and not command.is_shareable:
-                raise ValueError("only train and sample can be shared by processes; start this without torchrun")
-            _check_device(command.device)
-            return command.run() or 0
-    except KeyboardInterrupt as interruption:
-        goes_on = "the same command again continues where this one stopped"
-        kept = goes_on if command and command.is_resumable() else "nothing is kept"
-        print("\ninterrupted" + (f"; {kept}" if command else ""), file=sys.stderr)
-        number = interruption.args[0] if interruption.args else 2
-        return 128 + number if isinstance(number, int) else 130
-    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError, MemoryError) as error:
-        print(f"error: {f'rank {rank()}: ' if world_size() > 1 else ''}{error}", file=sys.stderr)
-        return 2
+    with _noted_interrupts() as noted:
+        try:
+            command = parsed()
+            with process_group(command.device) as command.device:
+                if world_size() > 1 and not command.is_shareable:
+                    raise ValueError("only train and sample can be shared by processes; start this without torchrun")
+                _check_device(command.device)
+                return command.run() or 0
+        except (KeyboardInterrupt, *ERRORS) as error:
+            if not noted and not isinstance(error, KeyboardInterrupt):
+                print(f"error: {f'rank {rank()}: ' if world_size() > 1 else ''}{error}", file=sys.stderr)
+                return 2
+            goes_on = "the same command again continues where this one stopped"
+            kept = goes_on if command and command.is_resumable() else "nothing is kept"
+            print("\ninterrupted" + (f"; {kept}" if command else ""), file=sys.stderr)
+            number = error.args[0] if error.args and isinstance(error, KeyboardInterrupt) else signal.SIGINT
+            return 128 + number if isinstance(number, int) else 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -312,6 +313,24 @@ def test_an_ascii_terminal_shows_what_it_can(tmp_path):
     run = subprocess.run(command, capture_output=True, env=environment, cwd=tmp_path)
     assert run.returncode == 2
     assert run.stderr.startswith(b"error: no model")
+
+
+def test_ctrl_c_that_torch_turns_into_another_error_is_an_interruption(monkeypatch, capsys):
+    """It does, in the middle of reading a file: "could not determine the shape of object type …"."""
+
+    def load(*args):
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise OSError(5, "could not determine the shape")
+
+    monkeypatch.setattr("ddimlib.__main__.load", load)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        assert main(["sample", "--n", "1"]) == 130
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err.strip() == "interrupted; nothing is kept"
 
 
 def test_interrupted_training_says_how_to_go_on(mnist_root, tmp_path, monkeypatch, capsys):
