@@ -40,6 +40,7 @@ from ddimlib.storage import check_output, check_tensors, digest, locked, read_te
 Tensors = tuple[Tensor, ...] | list[Tensor]
 
 LOSSES = ("noise", "velocity", "balanced")
+OPTIMIZERS = ("muon", "adamw")
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class TrainingConfig:
         ema: decay of the moving average of the weights, in [0, 1); the effective decay rises to it, (1 + n)/(10 + n).
         label_dropout: probability with which a label is replaced by "none", so that one network serves both ways.
         loss: "noise", "velocity" or "balanced", see :func:`loss_weight`.
+        optimizer: "muon", for the weights between hidden features, the others by AdamW (:mod:`ddimlib.muon`), or "adamw" for all.
         flip: mirror half of the images left to right. The network then draws mirrored ones too: not for digits, nor for shoes
             that all point the same way.
         warp: bend the images a little (:func:`ddimlib.data.warped`): all of them in the first half of the run, then fewer and
@@ -76,6 +78,7 @@ class TrainingConfig:
     ema: float = 0.999
     label_dropout: float = 0.1
     loss: str = "balanced"
+    optimizer: str = "muon"
     flip: bool = False
     warp: bool = False
     clip_norm: float = 1.0
@@ -89,6 +92,7 @@ class TrainingConfig:
             check_number(name, getattr(self, name), 0, most)
         check_number("clip_norm", self.clip_norm, 0, above=True)
         check_choice("loss", self.loss, LOSSES)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
         for name in ("flip", "warp"):
             if not isinstance(getattr(self, name), bool):
                 raise KindError(f"{name} must be True or False, got {describe(getattr(self, name))}")
@@ -259,7 +263,7 @@ class Trainer:
             raise ValueError(f"a batch of {config.batch_size} {shared}; use a multiple of {self.world_size}")
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.averaged_model = copy.deepcopy(self.model).requires_grad_(False)  # the one to sample from
-        hidden = hidden_weights(self.model)
+        hidden = hidden_weights(self.model) if config.optimizer == "muon" else []
         chosen = {id(weight) for weight in hidden}
         others = [parameter for parameter in self.model.parameters() if id(parameter) not in chosen]
         kinds = ((Muon, hidden), (partial(torch.optim.AdamW, fused=True), others))

@@ -1,0 +1,60 @@
+"""`tools/race.py`: equal time for each, and a loss on unseen images that is the same question for everybody."""
+
+import json
+
+import pytest
+import race
+import torch
+from helpers import randn
+
+from ddimlib import NoiseSchedule
+from ddimlib.training import stratified_timesteps
+
+SCHEDULE = NoiseSchedule.linear(100)
+
+
+class Answers(torch.nn.Module):
+    """Predicts `share` of the noise that is in x_t when the image is zero."""
+
+    def __init__(self, share):
+        super().__init__()
+        self.share = torch.nn.Parameter(torch.tensor(share))
+
+    def forward(self, x, t):
+        return self.share * x / (1 - SCHEDULE.alpha_bar[t]).sqrt()[:, None, None, None]
+
+
+@pytest.mark.parametrize("loss", ["noise", "balanced"])
+def test_the_loss_is_that_of_training_at_fixed_times_and_noise(loss):
+    images = torch.zeros(600, 1, 4, 4)
+    found = [race.validation_loss(Answers(share), SCHEDULE, images, None, loss) for share in (1.0, 0.5, 0.0)]
+    generator = torch.Generator().manual_seed(0)
+    t = stratified_timesteps(100, 600, generator)
+    noise = torch.randn(600, 1, 4, 4, generator=generator)
+    ab = SCHEDULE.alpha_bar[t]
+    weight = 2 * ((1 - ab) / ab).sqrt() if loss == "balanced" else torch.ones_like(ab)
+    whole = float((weight * noise.square().mean((1, 2, 3))).mean())
+    assert found == pytest.approx([0, whole / 4, whole], rel=1e-4, abs=1e-6)
+
+
+def test_each_entry_gets_a_row_once(tmp_path, monkeypatch, capsys):
+    def load_dataset(name, root, train=True):
+        images = (randn(64 if train else 10, 1, 8, 8) * 40 + 128).clamp(0, 255).byte()
+        return images, torch.arange(len(images)) % 10
+
+    small = {"widths": (8, 8), "blocks": (1, 1), "attention": (False, False)}
+    entries = {"muon": (small, {}), "AdamW": (small, {"optimizer": "adamw", "batch_size": 8})}
+    monkeypatch.setattr(race, "load_dataset", load_dataset)
+    monkeypatch.setattr(race, "ENTRIES", entries)
+    command = ["mnist", "--minutes", "0.1", "--n", "10", "--no-compile", "--no-bf16", "--quiet", "--device", "cpu"]
+    command += ["--out", str(tmp_path / "race.json"), "--entries"]
+    assert race.main([*command, "muon"]) == 0
+    first = json.loads((tmp_path / "race.json").read_text())["rows"]
+    assert race.main([*command, "muon", "AdamW"]) == 0
+    rows = json.loads((tmp_path / "race.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["muon", "AdamW"]
+    assert rows[:1] == first
+    assert all(row["images_seen"] > 0 and 0 < row["noise"] < 2 for row in rows)
+    assert rows[1]["training"] == entries["AdamW"][1]
+    assert race.main([*command, "nobody"]) == 2
+    assert "no entry nobody; there are: muon, AdamW" in capsys.readouterr().err

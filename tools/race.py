@@ -1,0 +1,147 @@
+"""Which network, loss, batch and optimiser learn most in the same time? Short runs, compared by their loss on unseen images.
+
+python tools/race.py cifar10 --minutes 20 --out runs/race.json
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+from tyro.conf import Positional
+
+from ddimlib import NoiseSchedule
+from ddimlib.__main__ import Command, execute
+from ddimlib.data import load_dataset, to_model_range
+from ddimlib.denoisers import VelocityDenoiser
+from ddimlib.evaluation import add_row, missing_rows, open_table
+from ddimlib.pretrained import build_model
+from ddimlib.provenance import provenance
+from ddimlib.storage import check_output, digest
+from ddimlib.training import RECIPES, Trainer, loss_weight, noise_loss, stratified_timesteps
+
+# name: (changes of the recipe's network, changes of the run); each differs from the first in one point
+ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "the recipe": ({}, {}),
+    "wide stem": ({"widths": (48, 128, 192), "blocks": (1, 2, 2)}, {}),
+    "narrow": ({"widths": (24, 96, 192), "blocks": (1, 2, 2)}, {}),
+    "narrower": ({"widths": (16, 64, 192)}, {}),
+    "loss of the noise": ({}, {"loss": "noise"}),
+    "loss of the velocity": ({}, {"loss": "velocity"}),
+    "batches of 32": ({}, {"batch_size": 32}),
+    "batches of 128": ({}, {"batch_size": 128}),
+    "AdamW": ({}, {"optimizer": "adamw"}),
+    "AdamW, a third of the rate": ({}, {"optimizer": "adamw", "learning_rate": 1e-3}),
+    "dropout 0.1": ({"dropout": 0.1}, {}),
+}
+# Few steps are left in a short run on a laptop: smaller batches than the recipe's, which are a GPU's, and a short warm-up.
+RUN: dict[str, Any] = {"batch_size": 64, "warmup": 100, "learning_rate": 3e-3}
+
+
+@torch.no_grad()
+def validation_loss(
+    model: VelocityDenoiser, schedule: NoiseSchedule, images: Tensor, labels: Tensor | None, loss: str, seed: int = 0
+) -> float:
+    """The training loss on other images, each at one time and with one noise, which are the same for every network.
+
+    Args:
+        images, labels: [N, C, H, W] in [-1, 1], and int64 [N] or None.
+        loss: see :func:`ddimlib.training.loss_weight`.
+        seed: of times and noise.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    t = stratified_timesteps(schedule.T, len(images), generator)
+    noise = torch.randn(images.shape, generator=generator)
+    device, total = next(model.parameters()).device, 0.0
+    for part in torch.arange(len(images)).split(250):
+        x_t = schedule.add_noise(images[part], t[part], noise[part]).to(device)
+        asked = () if labels is None else (labels[part].to(device),)
+        eps = model.eval()(x_t, t[part].to(device), *asked).cpu()
+        total += len(part) * float(noise_loss(eps, noise[part], loss_weight(schedule, t[part], loss)))
+    return total / len(images)
+
+
+@dataclass(kw_only=True)
+class Race(Command):
+    """Train several networks for the same time, each from the same seed, and write their losses on unseen images.
+
+    A run that was interrupted begins anew; the table has a row for each that was finished, and the same command goes on.
+
+    Attributes:
+        data: mnist, fashion or cifar10
+        root: where the data set is, or is downloaded to
+        entries: who takes part (default: all)
+        minutes: for each, compilation included
+        n: unseen images, each at one time and with one noise
+        bf16: compute the networks in bfloat16
+        compile: run them through torch.compile
+        out: the table
+    """
+
+    data: Positional[str]
+    root: str = "data"
+    entries: tuple[str, ...] = tuple(ENTRIES)
+    minutes: float = 20.0
+    n: int = 2000
+    bf16: bool = True
+    compile: bool = True
+    out: str = "runs/race.json"
+
+    def is_resumable(self) -> bool:
+        return True
+
+    def run(self) -> None:
+        out, recipe, schedule = check_output(self.out), RECIPES[self.data], NoiseSchedule.linear()
+        if unknown := set(self.entries) - set(ENTRIES):
+            raise ValueError(f"no entry {', '.join(sorted(unknown))}; there are: {', '.join(ENTRIES)}")
+        images, labels = load_dataset(self.data, self.root)
+        unseen, their_labels = load_dataset(self.data, self.root, train=False)
+        x_0, asked = to_model_range(unseen[: self.n]), None if their_labels is None else their_labels[: self.n]
+        settings = {
+            "data": self.data, "images": digest({"images": images})[:16], "unseen": digest({"images": x_0})[:16],
+            "minutes": self.minutes, "run": RUN, "bf16": self.bf16, "compile": self.compile, "device": self.device,
+        }  # fmt: skip
+        table = open_table(out, settings, provenance(self.device))
+        for (name,) in missing_rows(table, name=self.entries):
+            print(f"{name}: {self.minutes:g} minutes")
+            begin = time.monotonic()
+            network, run = ENTRIES[name]
+            changes: dict[str, Any] = RUN | run
+            config = replace(recipe.training, steps=1, **changes)
+            of_the_data = {
+                "channels": images.shape[1], "image_size": images.shape[2],
+                "num_classes": None if labels is None else int(labels.max()) + 1,
+            }  # fmt: skip
+            torch.manual_seed(config.seed)
+            model = build_model(recipe.network | network | of_the_data, schedule)
+            trainer = Trainer(
+                model, schedule, images, labels, config, device=self.device, compile=self.compile, bf16=self.bf16
+            )
+            trainer.fit(60 * self.minutes - (time.monotonic() - begin))
+            trainer.run(progress=not self.quiet)
+            row = {
+                "name": name, "network": network, "training": run,
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "images_seen": trainer.step * config.batch_size, "seconds": round(time.monotonic() - begin),
+            }  # fmt: skip
+            for loss in ("balanced", "noise"):
+                found = validation_loss(trainer.averaged_model, schedule, x_0, asked, loss)  # type: ignore[arg-type]
+                row[loss] = float(f"{found:.4g}")
+            add_row(out, table, row, ("name",))
+        for row in table["rows"]:
+            print(f"{row['name']:28}{row['images_seen']:10,} images{row['balanced']:9.4f}{row['noise']:9.4f}")
+        print(f"wrote {out}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the race; returns an exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    return execute(lambda: tyro.cli(Race, args=words, prog="python tools/race.py"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
