@@ -153,7 +153,7 @@ def loss_weight(schedule: NoiseSchedule, t: Tensor, loss: str) -> Tensor:
     Since v = (ε - √(1-ᾱ_t) x_t)/√ᾱ_t, an error in ε is √ᾱ_t times the error in v: the second weight makes the noise loss
     the plain squared error of v, which still asks for something when x_t is almost all noise
     (Salimans & Ho 2022, section 4, "SNR + 1"). The third is the velocity's weight times 2 √ᾱ_t √(1-ᾱ_t), which is 1 where
-    signal and noise are equal and falls to 0 at both ends, where x_t or the data set's mean is nearly all of the answer.
+    signal and noise are equal and falls to 0 at both ends, where x_t shows the image already, or nothing of it but the mean.
 
     t is int64 [B], in 1..T; returns float32 [B].
     """
@@ -188,7 +188,7 @@ def ema_update(decay: float) -> Callable[[Tensors, Tensors, Tensor | int], None]
     """Averaging rule: average ← d · average + (1 - d) · weights, d = min(decay, (1+n)/(10+n)), n updates being done before.
 
     The warm-up in n lets the average forget the random start. Torch's `AveragedModel` takes this rule too, but keeps n on the
-    device, where a GPU waits for it. Source: Ho et al. 2020, appendix B, who have no warm-up; the book, chapter 2.
+    device, where a GPU waits for it. Source: Ho et al. 2020, appendix B, who have no warm-up; the book, chapter 3.
     """
 
     @torch.no_grad()

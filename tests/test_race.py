@@ -1,6 +1,7 @@
 """`tools/race.py`: equal time for each, and a loss on unseen images that is the same question for everybody."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import race
@@ -46,7 +47,14 @@ def test_each_entry_gets_a_row_once(tmp_path, monkeypatch, capsys):
     entries = {"muon": (small, {}), "AdamW": (small, {"optimizer": "adamw", "batch_size": 8})}
     monkeypatch.setattr(race, "load_dataset", load_dataset)
     monkeypatch.setattr(race, "ENTRIES", entries)
-    command = ["mnist", "--minutes", "0.1", "--n", "10", "--no-compile", "--no-bf16", "--quiet", "--device", "cpu"]
+    given = []
+
+    def fit(trainer, seconds):  # how it fits is tested with the trainer
+        given.append(seconds)
+        trainer.config = replace(trainer.config, steps=3)
+
+    monkeypatch.setattr(race.Trainer, "fit", fit)
+    command = ["mnist", "--minutes", "10", "--n", "10", "--no-compile", "--no-bf16", "--quiet", "--device", "cpu"]
     command += ["--out", str(tmp_path / "race.json"), "--entries"]
     assert race.main([*command, "muon"]) == 0
     first = json.loads((tmp_path / "race.json").read_text())["rows"]
@@ -54,7 +62,9 @@ def test_each_entry_gets_a_row_once(tmp_path, monkeypatch, capsys):
     rows = json.loads((tmp_path / "race.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["muon", "AdamW"]
     assert rows[:1] == first
-    assert all(row["images_seen"] > 0 and 0 < row["noise"] < 2 for row in rows)
+    assert [row["images_seen"] for row in rows] == [3 * 64, 3 * 8]
+    assert all(0 < row["noise"] < 2 for row in rows)
+    assert all(540 < seconds < 600 for seconds in given)
     assert rows[1]["training"] == entries["AdamW"][1]
     assert race.main([*command, "nobody"]) == 2
     assert "no entry nobody; there are: muon, AdamW" in capsys.readouterr().err
