@@ -112,7 +112,8 @@ def main() -> None:
     device = torch.device(args.device)
     model, schedule = load_pretrained("mnist", device)
     steps = timesteps(schedule.T, STEPS)
-    table: dict[str, Any] = {"steps": STEPS, "traces": {}, "provenance": provenance(device)}
+    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    table: dict[str, Any] = {"steps": STEPS, "tf32": tf32, "traces": {}, "provenance": provenance(device)}
     table["provenance"]["command"] = f"python benchmarks/trace.py --device {device} --out {args.out.name}"
     for B in args.batch[1:2] + args.batch[-1:]:
         x_T = SeededNoise(sample_seeds(0, B)).draw(model.image_shape).to(device)

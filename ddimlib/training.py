@@ -57,7 +57,7 @@ class TrainingConfig:
         ema: decay of the moving average of the weights, in [0, 1); the effective decay rises to it, (1 + n)/(10 + n).
         label_dropout: probability with which a label is replaced by "none", so that one network serves both ways.
         loss: "noise", "velocity" or "balanced", see :func:`loss_weight`.
-        optimizer: "muon", for the weights between hidden features, the others by AdamW (:mod:`ddimlib.muon`), or "adamw" for all.
+        optimizer: "muon" for weights between hidden features (:mod:`ddimlib.muon`), AdamW for others; or "adamw" for all.
         flip: mirror half of the images left to right. The network then draws mirrored ones too: not for digits, nor for shoes
             that all point the same way.
         warp: bend the images a little (:func:`ddimlib.data.warped`): all of them in the first half of the run, then fewer and
