@@ -59,6 +59,7 @@ ONE_OF_EACH = """() => {
   const seen = new Set();
   for (const word of document.querySelectorAll('.highlight span')) {
     const kind = word.closest('div[class*=cell], .highlight').className + '|' + word.className;
+    if (!word.checkVisibility()) continue;  // in a fold: not looked at
     if (seen.has(kind)) word.replaceWith(...word.childNodes);
     seen.add(kind);
   }
