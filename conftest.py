@@ -3,9 +3,11 @@
 import base64
 import io
 import os
+from functools import partial
 
 import numpy as np
 from PIL import Image
+from twin import KERNEL_ARGUMENTS
 
 try:
     import nbval.plugin
@@ -45,6 +47,7 @@ def difference(test_outputs, stored_outputs) -> str | None:
 
 
 if nbval is not None:
+    nbval.kernel.start_new_kernel = partial(nbval.kernel.start_new_kernel, extra_arguments=KERNEL_ARGUMENTS)
     compare_text = nbval.plugin.IPyNbCell.compare_outputs
 
     def compare_text_and_pictures(cell, test, ref, skip_compare=None):

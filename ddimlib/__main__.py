@@ -3,10 +3,9 @@
 import math
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 import tyro
 from torch import Tensor
-from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from ddimlib import __version__
 from ddimlib.data import (
@@ -41,7 +40,7 @@ from ddimlib.samplers import Clip, Eta, ddim, last, sample
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import check_output, locked, read_json, read_tensors, write_json
 from ddimlib.timesteps import Spacing, timesteps
-from ddimlib.training import RECIPES, Recipe, Trainer, TrainingConfig
+from ddimlib.training import RECIPES, Recipe, Trainer, TrainingConfig, noted_signals
 
 ERRORS = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError, MemoryError)
 """What a command ends with that cannot go on: a message, no traceback."""
@@ -314,15 +313,10 @@ class Sample(Drawing):
             return
         name, n, columns = (files[0], 1, 1) if files else (self.out, self.n, self.columns)
         check_picture(name, (n, *model.image_shape), columns, self.scale)
-        labels = config.labels_of(range(self.n))
         if kind == "film":
-            self._film(model, schedule, labels)
+            self._film(model, schedule, config.labels_of(range(self.n)))
         else:
-            images = sample(
-                model, schedule, (self.n, *model.image_shape), self.steps, self.eta, self.spacing, self.seed,
-                labels=labels, guidance=self.guidance, clip=self.clip, batch_size=self.batch_size,
-                progress=not self.quiet,
-            )  # fmt: skip
+            images = config.draw(model, schedule, range(self.n), progress=not self.quiet)
             if kind == "picture":
                 save_images(images, self.out, self.columns, self.scale)
             with locked(self.out) if files else nullcontext():  # two runs' pictures do not mix
@@ -427,7 +421,6 @@ class Export(Command):
     out: str = "model.onnx"
 
     def run(self) -> None:
-        check_output(self.out)
         model, _ = load(self.model)
         from ddimlib.export import export_onnx  # onnx takes seconds to import
 
@@ -530,7 +523,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif"}
 NO_PICTURES = {".npz", ".npy", ".pt", ".safetensors", ".zip", ".mp4", ".svg", ".txt", ".json", ".csv", ".pdf", ".avi",
                ".eps", ".psd", ".gz", ".h5"}  # fmt: skip
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Command]] = {
     "train": Train, "sample": Sample, "interpolate": Interpolate, "invert": Invert, "evaluate": Evaluate,
     "judge": MakeJudge, "export": Export,
 }  # fmt: skip
@@ -608,35 +601,11 @@ def parse(argv: Sequence[str]) -> Command:
         three = ("--bf16", "--no-bf16")
         pairs = zip(words, [*words[1:], ""], strict=True)
         words = [f"--bf16={w == '--bf16'}" if w in three and v not in ("True", "False") else w for w, v in pairs]
-    union: Any = None
-    for name, command in COMMANDS.items():
-        entry = Annotated[command, subcommand(name)]  # type: ignore[valid-type]
-        union = entry if union is None else union | entry
-    chosen: Command = tyro.cli(union, args=words, prog="ddimlib", description=DESCRIPTION)
+    chosen = tyro.extras.subcommand_cli_from_dict(COMMANDS, args=words, prog="ddimlib", description=DESCRIPTION)
     if isinstance(chosen, Train):  # once more, with the numbers of its recipe where no others are given
         base = replace(chosen, training=chosen.chosen_recipe().training)
         chosen = tyro.cli(Train, args=words[1:], default=base, prog="ddimlib train")
     return chosen
-
-
-@contextmanager
-def _noted_interrupts() -> Iterator[list[int]]:
-    """Ctrl-C raises KeyboardInterrupt, as ever, and joins the list: while torch reads a file, a ValueError can come of it."""
-    noted: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        noted.append(number)
-        raise KeyboardInterrupt
-
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    usual = usual and threading.current_thread() is threading.main_thread()  # no other may set a handler
-    if usual:
-        signal.signal(signal.SIGINT, note)
-    try:
-        yield noted
-    finally:
-        if usual:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def execute(parsed: Callable[[], Command]) -> int:
@@ -645,7 +614,8 @@ def execute(parsed: Callable[[], Command]) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that lacks a letter gets a question mark
     command: Command | None = None
-    with _noted_interrupts() as noted:
+    # an error after Ctrl-C is an interruption, too: torch turns one into a ValueError while it reads a file
+    with noted_signals(signal.SIGINT, spared=0) as noted:
         try:
             command = parsed()
             with process_group(command.device) as command.device:

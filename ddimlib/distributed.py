@@ -169,6 +169,14 @@ class SamplingConfig:
         labels = as_numbers("labels", self.labels).reshape(-1)  # one class may stand for itself
         return labels[torch.arange(images.start, images.stop, device="cpu") % len(labels)]
 
+    def draw(self, model: VelocityDenoiser, schedule: NoiseSchedule, images: range, progress: bool = False) -> Tensor:
+        """These images, [N, C, H, W] in [-1, 1]."""
+        return sample(
+            model, schedule, (len(images), *model.image_shape), self.steps, self.eta, self.spacing, self.seed,
+            labels=self.labels_of(images), guidance=self.guidance, clip=self.clip, batch_size=self.batch_size,
+            progress=progress, first=images.start,
+        )  # fmt: skip
+
 
 def sample_shards(
     model: VelocityDenoiser,
@@ -221,11 +229,8 @@ def sample_shards(
     with tqdm(total=config.n, desc="sampling", unit="image", initial=done, smoothing=0, disable=quiet) as bar:
         for name in missing[rank() :: world_size()]:
             images, labels = shards[name], config.labels_of(shards[name])
-            drawn = sample(
-                model, schedule, (size, *model.image_shape), config.steps, config.eta, config.spacing, config.seed,
-                labels=labels, guidance=config.guidance, clip=config.clip, batch_size=size, first=images.start,
-            )  # fmt: skip
-            tensors = {"images": to_bytes(drawn).cpu()} | ({} if labels is None else {"labels": labels})
+            tensors = {"images": to_bytes(config.draw(model, schedule, images)).cpu()}
+            tensors |= {} if labels is None else {"labels": labels}
             write_tensors(out / name, tensors, {"settings": settings, "first": images.start})
             bar.update(min(size * world_size(), config.n - bar.n))
         exchange(None)  # all have drawn their part

@@ -17,7 +17,6 @@ from torch import Tensor
 from ddimlib.arguments import KindError, check_batch, check_floats, check_int, describe
 from ddimlib.data import to_bytes
 from ddimlib.storage import check_output, write_atomically
-from ddimlib.twin import draw_twice
 
 COLORS = {
     "blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "sky": "#56B4E9", "yellow": "#E69F00",
@@ -34,33 +33,10 @@ MOVING = ("GIF", "WEBP")
 
 
 def use_book_style() -> None:
-    """Set matplotlib to the book's style: no box, light grid, letters that a phone can show; in notebooks, a dark twin."""
-    draw_twice()
-    plt.rcParams.update(
-        {
-            "figure.figsize": (7.0, 3.2),
-            "figure.dpi": 110,
-            "figure.facecolor": "white",
-            "figure.constrained_layout.use": True,
-            "font.size": 12,
-            "axes.titlesize": 12,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#DDDDDD",
-            "grid.linewidth": 0.6,
-            "lines.linewidth": 1.8,
-            "legend.frameon": False,
-            "legend.fontsize": 11,
-            "image.cmap": "gray",
-            "image.interpolation": "nearest",
-            "axes.prop_cycle": plt.cycler(
-                color=[COLORS[name] for name in ("blue", "orange", "green", "pink", "sky")],
-                linestyle=["-", "--", "-.", ":", (0, (5, 1))],
-            ),
-        }
-    )
+    """Set matplotlib to the book's style: no box, light grid, letters that a phone can show."""
+    plt.style.use(Path(__file__).parent / "book.mplstyle")
+    lines = plt.cycler(linestyle=["-", "--", "-.", ":", (0, (5, 1))])
+    plt.rcParams["axes.prop_cycle"] = plt.cycler(color=list(COLORS.values())[:5]) + lines
 
 
 def image_grid(images: Tensor, columns: int, border: int = 2) -> Tensor:
@@ -172,7 +148,9 @@ def show_rows(rows: Mapping[str, Tensor], title: str | None = None, width: float
     if not isinstance(rows, Mapping) or not rows:
         raise KindError(f"show_rows takes at least one row, {{name: images}}, got {describe(rows)}")
     columns = max(len(images) for images in rows.values())
-    grids = [image_grid(_padded(images, columns), columns) for images in rows.values()]
+    # shorter rows are filled up with white images
+    filled = (F.pad(x.detach().cpu(), (0, 0, 0, 0, 0, 0, 0, columns - len(x)), value=1.0) for x in rows.values())
+    grids = [image_grid(x, columns) for x in filled]
     picture = torch.cat([grids[0][:, :2], *(grid[:, 2:] for grid in grids)], dim=1)
     height = (width - 1) * picture.shape[1] / picture.shape[2] + (0.4 if title else 0.1)
     figure, axis = plt.subplots(figsize=(width, height))
@@ -216,8 +194,3 @@ def plot_benchmark(table: Mapping[str, Any]) -> Figure:
     figure.supxlabel("time of a run, in units of plain ddimlib's", fontsize=11)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=len(counts))
     return figure
-
-
-def _padded(images: Tensor, n: int) -> Tensor:
-    """`images` followed by white ones, n in all."""
-    return torch.cat([images.detach().cpu(), images.new_ones(n - len(images), *images.shape[1:]).cpu()])

@@ -263,6 +263,7 @@ class Trainer:
             raise ValueError(f"a batch of {config.batch_size} {shared}; use a multiple of {self.world_size}")
         self.model = model.to(device).to(memory_format=torch.channels_last)
         self.averaged_model = copy.deepcopy(self.model).requires_grad_(False)  # the one to sample from
+        self._models = nn.ModuleDict({"model": self.model, "average": self.averaged_model})  # what a checkpoint holds
         hidden = hidden_weights(self.model) if config.optimizer == "muon" else []
         chosen = {id(weight) for weight in hidden}
         others = [parameter for parameter in self.model.parameters() if id(parameter) not in chosen]
@@ -399,7 +400,7 @@ class Trainer:
         with (
             alone,
             torch.random.fork_rng(devices),
-            _noted_signals() as noted,
+            noted_signals(signal.SIGINT, signal.SIGTERM, spared=1) as noted,
             tqdm(total=self.config.steps, initial=self.step, disable=not progress) as bar,
         ):
             if self.rank == 0 and self._stamp() != self._seen:
@@ -504,14 +505,9 @@ class Trainer:
             for i, state in optimizer.state_dict()["state"].items()
             for name, value in state.items()
         }
-        weights = {
-            f"{prefix}.{name}": value
-            for prefix, model in (("model", self.model), ("average", self.averaged_model))
-            for name, value in model.state_dict().items()
-        }
         settings = {"config": asdict(self.config), **self._run_settings}
         facts = {"settings": settings, "step": self.step, "loss": self.loss, "moments": sorted(moments)}
-        write_tensors(self.checkpoint, weights | moments, facts)
+        write_tensors(self.checkpoint, self._models.state_dict() | moments, facts)
         self._seen = self._stamp()
 
     def load(self) -> None:
@@ -525,10 +521,6 @@ class Trainer:
         if self._extend and isinstance(found, dict) and isinstance(found.get("config"), dict):
             found["config"]["steps"] = max(found["config"].get("steps", 0), self.config.steps)
         check_settings(path, found, {"config": asdict(self.config), **self._run_settings})
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
         step, loss, moments = facts.get("step"), facts.get("loss"), [k for k in tensors if k.startswith("optimizer")]
         if not (isinstance(step, int) and 0 <= step <= self.config.steps and isinstance(loss, float)):
             raise ValueError(
@@ -536,42 +528,34 @@ class Trainer:
             )
         if sorted(moments) != facts.get("moments") or (step > 0) != bool(moments):
             raise ValueError(f"{path} has not the moments of the optimiser that it should; it is damaged: remove it")
-        for prefix, model in (("model.", self.model), ("average.", self.averaged_model)):
-            check_tensors(path, part(prefix), model.state_dict(), None)
-        states = []
-        for k, optimizer in enumerate(self.optimizers):
-            parameters = optimizer.param_groups[0]["params"]
-            state: dict[int, dict[str, Any]] = {}
-            for name, value in part(f"optimizer{k}.").items():
-                index, _, key = name.partition(".")
-                weight = parameters[int(index)].detach()
-                if (
-                    key != "step"
-                ):  # the fused optimiser walks a moment's memory, not strides: lay it out as its weight is
-                    check_tensors(path, {name: value}, {name: weight}, None)
-                    value = torch.empty_like(weight).copy_(value)
-                state.setdefault(int(index), {})[key] = value
-            states.append(state)
-        self.model.load_state_dict(part("model."))
-        self.averaged_model.load_state_dict(part("average."))
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in self.optimizers]
+        for name in moments:
+            k, index, key = name.removeprefix("optimizer").split(".", 2)
+            value, weight = tensors.pop(name), self.optimizers[int(k)].param_groups[0]["params"][int(index)].detach()
+            if key != "step":  # the fused optimiser walks a moment's memory, not strides: lay it out as its weight is
+                check_tensors(path, {name: value}, {name: weight}, None)
+                value = torch.empty_like(weight).copy_(value)
+            states[int(k)].setdefault(int(index), {})[key] = value
+        check_tensors(path, tensors, self._models.state_dict(), None)
+        self._models.load_state_dict(tensors)
         for optimizer, state in zip(self.optimizers, states, strict=True):
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
         self.step, self.loss = step, loss
 
 
 @contextmanager
-def _noted_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM only join the list, so that a step can end; a second one raises KeyboardInterrupt at once."""
+def noted_signals(*numbers: signal.Signals, spared: int) -> Iterator[list[int]]:
+    """The first `spared` of these signals only join the list, so that a step can end; the next raises KeyboardInterrupt."""
     noted: list[int] = []
 
     def note(number: int, frame: object) -> None:
         noted.append(number)
-        if len(noted) > 1:
+        if len(noted) > spared:
             raise KeyboardInterrupt(number)
 
     before = {}
     if threading.current_thread() is threading.main_thread():  # others receive no signals
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in numbers}
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for number in before:
         signal.signal(number, note)

@@ -11,9 +11,9 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import to_rgb, to_rgba
 from nbclient import NotebookClient
 from PIL import Image
+from twin import DARK_GROUND, KERNEL_ARGUMENTS, dark_color, darkened, pictures, png
 
 from ddimlib.plotting import COLORS, use_book_style
-from ddimlib.twin import DARK_GROUND, dark_color, darkened, pictures, png
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_notebooks_store_both():
     source = "import matplotlib.pyplot as plt\nfrom ddimlib.plotting import use_book_style\nuse_book_style()"
     cells = [nbformat.v4.new_code_cell(text) for text in (source, "plt.plot([1, 2])\nplt.show()")]
     notebook = nbformat.v4.new_notebook(cells=cells)
-    NotebookClient(notebook, kernel_name="python3").execute()
+    NotebookClient(notebook, kernel_name="python3", extra_arguments=KERNEL_ARGUMENTS).execute()
     (output,) = notebook.cells[1].outputs
     about = output.metadata["image/png"]
     assert Image.open(io.BytesIO(base64.b64decode(about["dark"]))).size[0] == pytest.approx(2 * about["width"], abs=1)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from twin import KERNEL_ARGUMENTS
 
 ROOT = Path(__file__).resolve().parent.parent
 METADATA = {
@@ -32,6 +33,7 @@ def run(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     # Kernels start in the notebook's folder, as in JupyterLab and under the tests.
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True,
+                            extra_arguments=KERNEL_ARGUMENTS,
                             resources={"metadata": {"path": str(path.parent)}})  # fmt: skip
     begin = time.perf_counter()
     client.execute()

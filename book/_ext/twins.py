@@ -1,4 +1,4 @@
-"""Figures for dark pages: `ddimlib.twin` leaves one in the metadata of an output; the page shows the one that suits it."""
+"""Figures for dark pages: `tools/twin.py` leaves one in the metadata of an output; the page shows the one that suits it."""
 
 import base64
 import hashlib

@@ -7,6 +7,7 @@ import base64
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -18,6 +19,10 @@ from matplotlib.colors import is_color_like, to_rgba_array
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image, ImageChops, ImageStat
+
+# what a kernel is started with, so that it draws so: nothing of it is seen in the notebook
+_LINE = "import sys; sys.path.insert(0, {!r}); __import__('twin').draw_twice(); del sys.path[0], sys"
+KERNEL_ARGUMENTS = [f"--IPKernelApp.exec_lines={_LINE.format(str(Path(__file__).resolve().parent))}"]
 
 DARK_GROUND = "#111418"
 """The colour of the dark page on which the twin lies."""
