@@ -544,7 +544,7 @@ class Trainer:
 
 
 @contextmanager
-def noted_signals(*numbers: signal.Signals, spared: int) -> Iterator[list[int]]:
+def noted_signals(*numbers: int, spared: int) -> Iterator[list[int]]:
     """The first `spared` of these signals only join the list, so that a step can end; the next raises KeyboardInterrupt."""
     noted: list[int] = []
 
