@@ -169,7 +169,8 @@ def plotted(tmp_path_factory):
 
 
 def nbval(path):
-    shutil.copy(ROOT / "conftest.py", path.parent)
+    for file in (ROOT / "conftest.py", ROOT / "tools" / "twin.py"):
+        shutil.copy(file, path.parent)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--nbval", "--nbval-current-env", path.name]
     return subprocess.run(command, cwd=path.parent, capture_output=True, text=True, check=False)
 

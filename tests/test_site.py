@@ -57,9 +57,9 @@ JUDGE = """rules => axe.run({include: [['html']], exclude: [['.katex']]}, {resul
 # The colours of code come from one style sheet: one word of each kind is enough, and there are thousands.
 ONE_OF_EACH = """() => {
   const seen = new Set();
-  for (const word of document.querySelectorAll('.highlight span')) {
+  const words = [...document.querySelectorAll('.highlight span')].filter(word => word.checkVisibility());  // not in folds
+  for (const word of words) {
     const kind = word.closest('div[class*=cell], .highlight').className + '|' + word.className;
-    if (!word.checkVisibility()) continue;  // in a fold: not looked at
     if (seen.has(kind)) word.replaceWith(...word.childNodes);
     seen.add(kind);
   }
