@@ -40,7 +40,7 @@ from ddimlib.samplers import Clip, Eta, ddim, last, sample
 from ddimlib.schedule import NoiseSchedule
 from ddimlib.storage import check_output, locked, read_json, read_tensors, write_json
 from ddimlib.timesteps import Spacing, timesteps
-from ddimlib.training import RECIPES, Recipe, Trainer, TrainingConfig, noted_signals
+from ddimlib.training import RECIPES, Recipe, Trainer, TrainingConfig, network_for, noted_signals
 
 ERRORS = (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ModuleNotFoundError, MemoryError)
 """What a command ends with that cannot go on: a message, no traceback."""
@@ -152,13 +152,7 @@ class Train(Command):
             if given:
                 raise ValueError(f"--start-from brings its network with it; leave {', '.join(given)} out")
             images = with_channels(images, start[0].image_shape[0])
-        _, channels, height, width = images.shape
-        of_the_data = {
-            "channels": channels,
-            "image_size": width if height == width else (height, width),
-            "num_classes": None if labels is None else int(labels.max()) + 1,
-        }
-        network = base | given | of_the_data
+        network = base | given | network_for(images, labels)
         fresh = self.schedule or ("linear" if start is None else None)
         schedule = getattr(NoiseSchedule, fresh)() if fresh else start[1]  # type: ignore[index]
         torch.manual_seed(self.training.seed)

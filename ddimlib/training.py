@@ -134,6 +134,19 @@ RECIPES = {
 }
 
 
+def network_for(images: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    """What of a :class:`ddimlib.unet.UNet` the data decides: channels, image size and classes.
+
+    images is [N, C, H, W]; labels are int64 [N], or None.
+    """
+    _, channels, height, width = images.shape
+    return {
+        "channels": channels,
+        "image_size": width if height == width else (height, width),
+        "num_classes": None if labels is None else int(labels.max()) + 1,
+    }
+
+
 def noise_loss(eps: Tensor, noise: Tensor, weight: Tensor | float = 1.0) -> Tensor:
     """Mean squared error of the predicted noise, ‖ε - ε_θ(x_t, t)‖² a pixel, averaged over the batch.
 

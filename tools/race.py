@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -22,7 +22,7 @@ from ddimlib.evaluation import add_row, missing_rows, open_table
 from ddimlib.pretrained import build_model
 from ddimlib.provenance import provenance
 from ddimlib.storage import check_output, digest
-from ddimlib.training import RECIPES, Trainer, loss_weight, noise_loss, stratified_timesteps
+from ddimlib.training import RECIPES, Trainer, loss_weight, network_for, noise_loss, stratified_timesteps
 
 # name: (changes of the recipe's network, changes of the run); each differs from the first in one point
 ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -82,7 +82,7 @@ class Race(Command):
         out: the table
     """
 
-    data: Positional[str]
+    data: Positional[Literal["mnist", "fashion", "cifar10"]]
     root: str = "data"
     entries: tuple[str, ...] = tuple(ENTRIES)
     minutes: float = 20.0
@@ -110,14 +110,9 @@ class Race(Command):
             print(f"{name}: {self.minutes:g} minutes")
             begin = time.monotonic()
             network, run = ENTRIES[name]
-            changes: dict[str, Any] = RUN | run
-            config = replace(recipe.training, steps=1, **changes)
-            of_the_data = {
-                "channels": images.shape[1], "image_size": images.shape[2],
-                "num_classes": None if labels is None else int(labels.max()) + 1,
-            }  # fmt: skip
+            config = replace(recipe.training, steps=1, **(RUN | run))
             torch.manual_seed(config.seed)
-            model = build_model(recipe.network | network | of_the_data, schedule)
+            model = build_model(recipe.network | network | network_for(images, labels), schedule)
             trainer = Trainer(
                 model, schedule, images, labels, config, device=self.device, compile=self.compile, bf16=self.bf16
             )
