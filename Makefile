@@ -153,7 +153,9 @@ EVALUATE = $(BIN)/python -m ddimlib evaluate --model $(@D)/model.safetensors --j
     --batch-size $(BATCH) $(EVAL) --out $(@:.json=.part.json)
 
 $(RUNS)/%/quality.json: $(RUNS)/%/model.safetensors $(RUNS)/%/classifier.safetensors
-	$(EVALUATE) --n $(N) --steps $(QUALITY) --card $(@D)/model.json
+	$(EVALUATE) --n $(N) --steps $(QUALITY)
+	$(BIN)/python $(HERE)tools/weights.py card $(@D)/model.json --quality $(@:.json=.part.json) \
+	    $(addprefix --race ,$(wildcard $(@D)/race.json))
 	mv $(@:.json=.part.json) $@
 
 # Again, from other noise: how far chance reaches.

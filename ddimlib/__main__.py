@@ -436,7 +436,6 @@ class Evaluate(Drawing):
         seed: of the starting noise
         guidance: classifier-free guidance; 1 is none
         out: the table
-        card: a model's card to store the table in, too (default: none)
         bf16: compute the network in bfloat16, which is faster on a GPU
         compile: run the network through torch.compile, worth it for long tables
         inception: measure FID, too, against the training images; the package torch-fidelity must be installed, and it downloads
@@ -451,7 +450,6 @@ class Evaluate(Drawing):
     seed: int = 0
     guidance: float = 1.0
     out: str = "table.json"
-    card: str | None = None
     bf16: bool = False
     compile: bool = False
     inception: bool = False
@@ -462,8 +460,6 @@ class Evaluate(Drawing):
 
     def run(self) -> None:
         out = check_output(self.out)
-        if self.card is not None:
-            read_json(check_output(self.card))
         model, schedule = load(self.model, self.device)
         judge = Judge.load(self.judge or self.model, self.device)
         inception = None
@@ -478,10 +474,6 @@ class Evaluate(Drawing):
             accuracy = "" if row["accuracy"] is None else f"{row['accuracy']:.2%}"
             fid = f"   FID {row['fid']:.2f}" if "fid" in row else ""
             print(f"{row['steps']:>5} {row['eta']!s:>5} {accuracy:>9} {row['frechet']:>8.3f}{fid}")
-        if self.card is not None:
-            with locked(self.card):
-                quality = {key: table[key] for key in ("settings", "judge", "rows")}
-                write_json(self.card, read_json(self.card) | {"quality": quality})
         print(f"wrote {out}")
 
 

@@ -528,7 +528,7 @@ def place(tmp_path, monkeypatch):
     save_images(randn(1, 1, 8, 8), "longer/00007.png")
     (tmp_path / "existing").mkdir()
     (tmp_path / "file").write_text("")
-    (tmp_path / "card.json").write_text("[1]")
+    (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "broken.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes())
     (tmp_path / "broken.json").write_text("{")
     from PIL import Image
@@ -583,9 +583,7 @@ COMMANDS = [
     (f"{EVALUATE} --eta", "at least one of each"),
     (f"{EVALUATE} --judge colour.safetensors", "takes images of 3 channels"),
     (f"{EVALUATE} -n 1", r"n must lie in 2\.\."),
-    (f"{EVALUATE} --card missing.json", r"no file missing\.json"),
-    (f"{EVALUATE} --card card.json", r"card\.json must hold a JSON object"),
-    (f"{EVALUATE} --out card.json", r"card\.json must hold a JSON object"),
+    (f"{EVALUATE} --out list.json", r"list\.json must hold a JSON object"),
     (f"{EVALUATE} --out model.safetensors", r"model\.safetensors is not a whole JSON file"),
     (f"{EVALUATE} --out file/t.json", "file is not a folder"),
     (f"{EVALUATE} --out existing", "existing is a folder"),

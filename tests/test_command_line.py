@@ -217,6 +217,38 @@ def test_models_can_be_averaged(tiny_model, tmp_path):
     assert card["trained"]["command"]
 
 
+def test_tables_are_stored_in_a_card(tmp_path):
+    card, quality, race = (tmp_path / f"{name}.json" for name in ("card", "quality", "race"))
+    card.write_text('{"data": "mnist", "quality": "old"}')
+    quality.write_text('{"settings": {}, "rows": [1]}')
+    race.write_text('{"rows": [2]}')
+    assert tables(["card", str(card), "--quality", str(quality)]) == 0
+    assert tables(["card", str(card), "--race", str(race)]) == 0
+    stored = {"data": "mnist", "quality": {"settings": {}, "rows": [1]}, "race": {"rows": [2]}}
+    assert json.loads(card.read_text()) == stored
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["card.json"], "give --quality or --race"),
+        (["missing.json", "--race", "table.json"], "no file missing.json"),
+        (["card.json", "--race", "missing.json"], "no file missing.json"),
+        (["card.json", "--quality", "card.json"], "it has no rows"),
+        (["list.json", "--quality", "table.json"], "list.json must hold a JSON object"),
+        (["card.json", "--quality", "list.json"], "list.json must hold a JSON object"),
+    ],
+)
+def test_a_card_takes_tables_only(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name, text in {"card": '{"data": "mnist"}', "table": '{"rows": [1]}', "list": "[1]"}.items():
+        (tmp_path / f"{name}.json").write_text(text)
+    assert tables(["card", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "card.json").read_text() == '{"data": "mnist"}'
+    assert not (tmp_path / "missing.json").exists()
+
+
 def test_training_can_start_from_the_weights_of_a_model(mnist_root, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(TINY, training.TrainingConfig(steps=1)))
     out, first = tmp_path / "run", tmp_path / "first.safetensors"

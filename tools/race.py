@@ -27,6 +27,7 @@ from ddimlib.training import RECIPES, Trainer, loss_weight, network_for, noise_l
 # name: (changes of the recipe's network, changes of the run); each differs from the first in one point
 ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "the recipe": ({}, {}),
+    "the recipe, another seed": ({}, {"seed": 1}),  # how far apart two equal runs end
     "wide stem": ({"widths": (48, 128, 192), "blocks": (1, 2, 2)}, {}),
     "narrow": ({"widths": (24, 96, 192), "blocks": (1, 2, 2)}, {}),
     "narrower": ({"widths": (16, 64, 192)}, {}),

@@ -1,28 +1,29 @@
-"""What `make weights` needs besides the package's own commands: the mean of several runs, and tables of round trips.
+"""What `make weights` needs besides the package's own commands: means of several runs, tables of round trips, tables in cards.
 
 python tools/weights.py average runs/a/model.safetensors runs/b/model.safetensors --out runs/mean
 python tools/weights.py reconstruct --model mnist --out reconstruction.json
+python tools/weights.py card runs/mnist/model.json --quality runs/mnist/quality.json
 """
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import tyro
 from torch import Tensor
 from tqdm import tqdm
-from tyro.conf import Positional, subcommand
+from tyro.conf import Positional
+from tyro.extras import subcommand_cli_from_dict
 
 from ddimlib import LabelledDenoiser, NoiseSchedule, VelocityDenoiser, ddim, invert, timesteps
 from ddimlib.__main__ import Command, Drawing, card_of, execute, images_of, load
 from ddimlib.evaluation import add_row, missing_rows, open_table
 from ddimlib.pretrained import read_model
 from ddimlib.provenance import model_settings, provenance
-from ddimlib.storage import check_output, digest, write_json, write_tensors
+from ddimlib.storage import check_output, digest, locked, read_json, write_json, write_tensors
 from ddimlib.timesteps import Spacing
 
 
@@ -196,11 +197,40 @@ class Reconstruct(Drawing):
         print(f"wrote {out}")
 
 
+@dataclass(kw_only=True)
+class Card(Command):
+    """Store tables in the card of a model, so that what is shipped says how good it is and how its recipe was found.
+
+    Attributes:
+        card: the JSON file beside the weights
+        quality: a table of `ddimlib evaluate`
+        race: a table of tools/race.py
+    """
+
+    card: Positional[str]
+    quality: str | None = None
+    race: str | None = None
+
+    def run(self) -> None:
+        check_output(self.card)
+        given = {name: read_json(path) for name in ("quality", "race") if (path := getattr(self, name)) is not None}
+        if not given:
+            raise ValueError("nothing to store; give --quality or --race, a table each")
+        for name, table in given.items():
+            if not table.get("rows"):
+                raise ValueError(f"{getattr(self, name)} is no table: it has no rows")
+        with locked(self.card):
+            write_json(self.card, read_json(self.card) | given)
+        print(f"wrote {' and '.join(given)} into {self.card}")
+
+
+COMMANDS: dict[str, Callable[..., Command]] = {"average": Average, "reconstruct": Reconstruct, "card": Card}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns an exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
-    commands = Annotated[Average, subcommand("average")] | Annotated[Reconstruct, subcommand("reconstruct")]
-    return execute(lambda: tyro.cli(commands, args=words, prog="python tools/weights.py"))  # type: ignore[arg-type]
+    return execute(lambda: subcommand_cli_from_dict(COMMANDS, args=words, prog="python tools/weights.py"))
 
 
 if __name__ == "__main__":
