@@ -58,6 +58,11 @@ TF32_ROUNDING = 1e-2
 on a CUDA GPU): each way to compute them rounds differently, and pixels at the edges of strokes then differ by more."""
 
 
+def uses_tf32(device: torch.device) -> bool:
+    """Whether convolutions on this device may round to ten bits."""
+    return device.type == "cuda" and torch.backends.cudnn.allow_tf32
+
+
 # --- the samplers ----------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +286,7 @@ def benchmark(
         "device": facts["device"], "torch": facts["torch"],
         "accelerated": {name: getattr(fast[ACCELERATED], name) for name in ("bf16", "compiled", "uses_graph")},
         "peers": {name: _version(name) for name in peers}, "seed": seed,
-        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+        "tf32": uses_tf32(device),
     }  # fmt: skip
     table = open_table(out, settings, facts)
     todo = missing_rows(table, batch=batches, steps=steps)
@@ -317,7 +322,7 @@ def compare(candidates: Mapping[str, Loop], x_T: Tensor) -> dict[str, dict[str, 
     Raises:
         ArithmeticError: when it is more than rounding explains. In bfloat16 nothing is refused, for there the network decides.
     """
-    tf32 = x_T.device.type == "cuda" and torch.backends.cudnn.allow_tf32
+    tf32 = uses_tf32(x_T.device)
     expected = candidates[OURS](x_T)
     found: dict[str, dict[str, float]] = {"largest_difference": {}, "rms_difference": {}}
     for name, loop in candidates.items():

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sampler import uses_tf32
 from torch import Tensor, nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -112,8 +113,7 @@ def main() -> None:
     device = torch.device(args.device)
     model, schedule = load_pretrained("mnist", device)
     steps = timesteps(schedule.T, STEPS)
-    tf32 = device.type == "cuda" and torch.backends.cudnn.allow_tf32
-    table: dict[str, Any] = {"steps": STEPS, "tf32": tf32, "traces": {}, "provenance": provenance(device)}
+    table: dict[str, Any] = {"steps": STEPS, "tf32": uses_tf32(device), "traces": {}, "provenance": provenance(device)}
     table["provenance"]["command"] = f"python benchmarks/trace.py --device {device} --out {args.out.name}"
     for B in args.batch[1:2] + args.batch[-1:]:
         x_T = SeededNoise(sample_seeds(0, B)).draw(model.image_shape).to(device)
