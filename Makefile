@@ -59,7 +59,7 @@ GRID_STEPS ?= 100
 
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: book paper test check gpu lab serve run release grade weights pins clean help
+.PHONY: book paper test check gpu lab serve run release grade weights race pins clean help
 
 # From scratch: Sphinx keeps links to what is gone.
 book: $(STAMP)  ## Build the site from the notebooks' stored outputs into _build/html
@@ -190,17 +190,22 @@ $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
 	    --steps $(RECONSTRUCTION_STEPS) --iterations 0 3 --out $(@:.json=.part.json)
 	mv $(@:.json=.part.json) $@
 
-# What chapter 11 needs besides: the last step's weights against the averaged ones, other spacings, guidance, images to look at.
+# What chapter 11 needs besides: the last step's weights against the averaged ones, float32 against bfloat16, other spacings,
+# guidance, images to look at.
 COLOUR := $(RUNS)/cifar10
-SPACED := leading trailing quadratic quadratic-seed-1
+SPACED := $(foreach spacing,leading trailing quadratic,$(spacing) $(spacing)-seed-1)
 GUIDED := guidance-1.5 guidance-2 guidance-3
-MORE_COLOUR := quality-seed-1 eta-seed-1 last $(SPACED) $(GUIDED)
+MORE_COLOUR := quality-seed-1 eta-seed-1 last float32 $(SPACED) $(GUIDED)
 weights-cifar10: MORE_TABLES = $(MORE_COLOUR)
 weights-cifar10: GRIDS = grid
 weights-cifar10: $(MORE_COLOUR:%=$(COLOUR)/%.json) $(COLOUR)/grid/manifest.json
 
 $(COLOUR)/last.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
 	$(EVALUATE) --model $(@D)/last.safetensors --n $(N) --steps $(QUALITY)
+	mv $(@:.json=.part.json) $@
+
+$(COLOUR)/float32.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
+	$(EVALUATE) --no-bf16 --n $(STEPS_N) --steps $(SPACING_STEPS)
 	mv $(@:.json=.part.json) $@
 
 $(SPACED:%=$(COLOUR)/%.json): $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
@@ -211,6 +216,11 @@ $(SPACED:%=$(COLOUR)/%.json): $(COLOUR)/model.safetensors $(COLOUR)/classifier.s
 $(GUIDED:%=$(COLOUR)/%.json): $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
 	$(EVALUATE) --guidance $(@F:guidance-%.json=%) --n $(N) --steps $(GUIDANCE_STEPS)
 	mv $(@:.json=.part.json) $@
+
+# Networks, losses, batches and optimisers at equal time, twenty minutes of one core each; a race that was interrupted goes on.
+race: $(STAMP)  ## Compare recipes for CIFAR-10 on one CPU core (four hours) and store the table in its card
+	OMP_NUM_THREADS=1 $(BIN)/python $(HERE)tools/race.py cifar10 --root $(DATA) --no-compile --out $(COLOUR)/race.json
+	$(BIN)/python $(HERE)tools/weights.py card $(SHIPPED)/pretrained/cifar10.json --race $(COLOUR)/race.json
 
 $(COLOUR)/grid/manifest.json: $(COLOUR)/model.safetensors
 	$(BIN)/python -m ddimlib sample --model $< --labels 0 1 2 3 4 5 6 7 8 9 --n 80 --steps $(GRID_STEPS) --out $(@D)

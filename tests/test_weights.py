@@ -15,9 +15,9 @@ from ddimlib.pretrained import load_model
 from ddimlib.provenance import weights_digest
 
 ROOT = Path(__file__).resolve().parent.parent
-SPACED = ["leading", "trailing", "quadratic", "quadratic-seed-1"]
+SPACED = [f"{spacing}{end}" for spacing in ("leading", "trailing", "quadratic") for end in ("", "-seed-1")]
 TABLES = {"quality": 2, "quality-seed-1": 2, "steps": 6, "eta": 10, "eta-seed-1": 4, "reconstruction": 4, "last": 2}
-TABLES |= dict.fromkeys(SPACED, 2) | {f"guidance-{w}": 1 for w in ("1.5", "2", "3")}
+TABLES |= {"float32": 2} | dict.fromkeys(SPACED, 2) | {f"guidance-{w}": 1 for w in ("1.5", "2", "3")}
 
 
 @pytest.fixture(scope="module")
