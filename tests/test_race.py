@@ -9,7 +9,7 @@ import torch
 from helpers import randn
 
 from ddimlib import NoiseSchedule
-from ddimlib.training import stratified_timesteps
+from ddimlib.training import TrainingConfig, stratified_timesteps
 
 SCHEDULE = NoiseSchedule.linear(100)
 
@@ -36,6 +36,32 @@ def test_the_loss_is_that_of_training_at_fixed_times_and_noise(loss):
     weight = 2 * ((1 - ab) / ab).sqrt() if loss == "balanced" else torch.ones_like(ab)
     whole = float((weight * noise.square().mean((1, 2, 3))).mean())
     assert found == pytest.approx([0, whole / 4, whole], rel=1e-4, abs=1e-6)
+
+
+class Runner:
+    """A trainer in a time of its own, whose machine becomes slower after a hundred steps, or faster."""
+
+    def __init__(self, later):
+        self.config, self.step, self.now, self.later = TrainingConfig(steps=1), 0, 0.0, later
+
+    def fit(self, seconds):
+        self.config = replace(self.config, steps=round(0.95 * seconds))  # a step a second, as it is at first
+
+    def run(self, progress, stop_after):
+        stop = self.now + stop_after
+        while self.step < self.config.steps and self.now <= stop:
+            self.step += 1
+            self.now += 1 if self.step < 100 else self.later
+        return self.step == self.config.steps
+
+
+@pytest.mark.parametrize("later", [0.7, 1, 2])
+def test_a_run_takes_its_time_whatever_the_machine_does_meanwhile(later, monkeypatch):
+    runner = Runner(later)
+    monkeypatch.setattr(race.time, "monotonic", lambda: runner.now)
+    race.fit_to_the_end(runner, 1200)
+    assert runner.now == pytest.approx(1200, rel=0.03)
+    assert runner.step == pytest.approx(100 + 1100 / later, rel=0.03)
 
 
 def test_each_entry_gets_a_row_once(tmp_path, monkeypatch, capsys):

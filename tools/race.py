@@ -66,6 +66,23 @@ def validation_loss(
     return total / len(images)
 
 
+def fit_to_the_end(trainer: Trainer, end: float, every: float = 30.0, progress: bool = True) -> None:
+    """Train until the time `end`, the rate's decay included: the number of steps follows the speed as it changes.
+
+    Args:
+        trainer: one that has not begun.
+        end: of `time.monotonic`.
+        every: seconds after which the number of steps is set again.
+        progress: show a progress bar.
+    """
+    trainer.fit(end - time.monotonic())
+    begin = time.monotonic()
+    while not trainer.run(progress, stop_after=every):
+        now = time.monotonic()
+        steps = round(trainer.step * (end - begin) / (now - begin))
+        trainer.config = replace(trainer.config, steps=max(steps, trainer.step + 1))
+
+
 @dataclass(kw_only=True)
 class Race(Command):
     """Train several networks for the same time, each from the same seed, and write their losses on unseen images.
@@ -117,8 +134,7 @@ class Race(Command):
             trainer = Trainer(
                 model, schedule, images, labels, config, device=self.device, compile=self.compile, bf16=self.bf16
             )
-            trainer.fit(60 * self.minutes - (time.monotonic() - begin))
-            trainer.run(progress=not self.quiet)
+            fit_to_the_end(trainer, begin + 60 * self.minutes, progress=not self.quiet)
             row = {
                 "name": name, "network": network, "training": run,
                 "parameters": sum(p.numel() for p in model.parameters()),
