@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import race
 import torch
 from weights import average_models
 
@@ -94,6 +95,17 @@ def test_the_measured_quality_is_not_given_up_unnoticed(name, at_least):
     for steps, accuracy in at_least.items():
         assert rows[steps]["accuracy"] >= accuracy
     assert rows[50]["frechet"] < rows[10]["frechet"]
+
+
+def test_the_race_in_the_card_is_that_of_the_tool():
+    card = json.loads((PRETRAINED / "cifar10.json").read_text())
+    rows = {row["name"]: row for row in card["race"]["rows"]}
+    assert list(rows) == list(race.ENTRIES)
+    assert rows["the recipe"]["parameters"] == card["parameters"]
+    for name, (network, training) in race.ENTRIES.items():
+        told = json.loads(json.dumps([network, training]))
+        assert [rows[name]["network"], rows[name]["training"]] == told
+        assert rows[name]["seconds"] == pytest.approx(60 * card["race"]["settings"]["minutes"], rel=0.05)
 
 
 def test_both_networks_have_one_architecture():
