@@ -145,6 +145,20 @@ def open_table(out: Path, settings: dict[str, Any], facts: dict[str, Any], **mor
     return table
 
 
+def read_table(path: str | Path) -> dict[str, Any]:
+    """The table in a file.
+
+    Raises:
+        ValueError: when the file holds anything else.
+        FileNotFoundError: when there is none.
+    """
+    table = read_json(path)
+    lists = [table.get("rows"), table.get("provenance")]
+    if not all(isinstance(x, list) and all(isinstance(entry, dict) for entry in x) for x in lists):
+        raise ValueError(f"{path} holds no table: it lacks rows or provenance; give another file")
+    return table
+
+
 def missing_rows(table: dict[str, Any], **wanted: Sequence[Any]) -> list[tuple[Any, ...]]:
     """All combinations of the values of the named columns that are not among the rows, each once."""
     done = {tuple(row.get(name) for name in wanted) for row in table["rows"]}
@@ -164,10 +178,7 @@ def _merge(out: Path, table: dict[str, Any]) -> None:
     """Take over what the file at `out` holds."""
     if not out.exists():
         return
-    found = read_json(out)
+    found = read_table(out)
     check_settings(out, found.get("settings"), table["settings"])
-    lists = [found.get("rows"), found.get("provenance")]
-    if not all(isinstance(x, list) and all(isinstance(entry, dict) for entry in x) for x in lists):
-        raise ValueError(f"{out} holds no table: it lacks rows or provenance; choose another file, or remove that one")
     table["provenance"] = [f for f in found["provenance"] if f not in table["provenance"]] + table["provenance"]
     table["rows"] = found["rows"]

@@ -220,12 +220,12 @@ def test_models_can_be_averaged(tiny_model, tmp_path):
 def test_tables_are_stored_in_a_card(tmp_path):
     card, quality, race = (tmp_path / f"{name}.json" for name in ("card", "quality", "race"))
     card.write_text('{"data": "mnist", "quality": "old"}')
-    quality.write_text('{"settings": {}, "rows": [1]}')
-    race.write_text('{"rows": [2]}')
+    first, second = ({"provenance": [], "rows": [{"steps": n}]} for n in (1, 2))
+    quality.write_text(json.dumps(first))
+    race.write_text(json.dumps(second))
     assert tables(["card", str(card), "--quality", str(quality)]) == 0
     assert tables(["card", str(card), "--race", str(race)]) == 0
-    stored = {"data": "mnist", "quality": {"settings": {}, "rows": [1]}, "race": {"rows": [2]}}
-    assert json.loads(card.read_text()) == stored
+    assert json.loads(card.read_text()) == {"data": "mnist", "quality": first, "race": second}
 
 
 @pytest.mark.parametrize(
@@ -234,14 +234,18 @@ def test_tables_are_stored_in_a_card(tmp_path):
         (["card.json"], "give --quality or --race"),
         (["missing.json", "--race", "table.json"], "no file missing.json"),
         (["card.json", "--race", "missing.json"], "no file missing.json"),
-        (["card.json", "--quality", "card.json"], "it has no rows"),
+        (["card.json", "--quality", "card.json"], "card.json holds no table"),
+        (["card.json", "--quality", "begun.json"], "begun.json has no row yet"),
         (["list.json", "--quality", "table.json"], "list.json must hold a JSON object"),
         (["card.json", "--quality", "list.json"], "list.json must hold a JSON object"),
     ],
 )
 def test_a_card_takes_tables_only(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name, text in {"card": '{"data": "mnist"}', "table": '{"rows": [1]}', "list": "[1]"}.items():
+    for name, text in {
+        "card": '{"data": "mnist"}', "list": "[1]",
+        "begun": '{"provenance": [], "rows": []}', "table": '{"provenance": [], "rows": [{}]}',
+    }.items():  # fmt: skip
         (tmp_path / f"{name}.json").write_text(text)
     assert tables(["card", *arguments]) == 2
     assert message in capsys.readouterr().err

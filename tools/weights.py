@@ -20,7 +20,7 @@ from tyro.extras import subcommand_cli_from_dict
 
 from ddimlib import LabelledDenoiser, NoiseSchedule, VelocityDenoiser, ddim, invert, timesteps
 from ddimlib.__main__ import Command, Drawing, card_of, execute, images_of, load
-from ddimlib.evaluation import add_row, missing_rows, open_table
+from ddimlib.evaluation import add_row, missing_rows, open_table, read_table
 from ddimlib.pretrained import read_model
 from ddimlib.provenance import model_settings, provenance
 from ddimlib.storage import check_output, digest, locked, read_json, write_json, write_tensors
@@ -213,12 +213,12 @@ class Card(Command):
 
     def run(self) -> None:
         check_output(self.card)
-        given = {name: read_json(path) for name in ("quality", "race") if (path := getattr(self, name)) is not None}
+        given = {name: read_table(path) for name in ("quality", "race") if (path := getattr(self, name)) is not None}
         if not given:
             raise ValueError("nothing to store; give --quality or --race, a table each")
         for name, table in given.items():
-            if not table.get("rows"):
-                raise ValueError(f"{getattr(self, name)} is no table: it has no rows")
+            if not table["rows"]:
+                raise ValueError(f"{getattr(self, name)} has no row yet; give a finished table")
         with locked(self.card):
             write_json(self.card, read_json(self.card) | given)
         print(f"wrote {' and '.join(given)} into {self.card}")
