@@ -53,7 +53,7 @@ ETAS ?= 0 0.2 0.5 1 hat
 ETA_STEPS ?= 10 20 50
 ETA_AGAIN ?= $(ETAS)
 RECONSTRUCTION_STEPS ?= 10 20 50 100 200 500 1000
-SPACING_STEPS ?= 10 20
+FEW_STEPS ?= 10 20
 GUIDANCE_STEPS ?= 20 50
 GRID_STEPS ?= 100
 
@@ -76,10 +76,11 @@ paper: $(SITE)  ## The whole book as _build/paper/ddim-book.epub and ddim-book.p
 	$(BIN)/python tests/ensure_browser.py
 	$(BIN)/python tools/paper.py _build/html _build/paper/ddim-book.pdf
 
-# With two workers, one thread each: more would only contend. A notebook's cells stay on one worker (loadfile).
+# With two workers, one thread each: more would only contend. A notebook's cells stay on one worker (loadfile). Files in their own
+# order: pytest-xdist would put those with the fewest tests last, which are the longest, and one worker would wait for the other.
 test: check $(SITE)  ## Run every check and test: library, notebooks re-executed, the site in a browser
 	$(BIN)/python tests/ensure_browser.py
-	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest -n 2 --dist loadfile \
+	OMP_NUM_THREADS=1 TQDM_DISABLE=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder \
 	    --nbval --nbval-current-env --nbval-sanitize-with tests/nbval.cfg --nbval-cell-timeout 600
 
 check: $(STAMP)  ## Lint, formatting, types and workflows
@@ -195,7 +196,7 @@ $(RUNS)/%/reconstruction.json: $(RUNS)/%/model.safetensors
 COLOUR := $(RUNS)/cifar10
 SPACED := $(foreach spacing,leading trailing quadratic,$(spacing) $(spacing)-seed-1)
 GUIDED := guidance-1.5 guidance-2 guidance-3
-MORE_COLOUR := quality-seed-1 eta-seed-1 last float32 $(SPACED) $(GUIDED)
+MORE_COLOUR := quality-seed-1 eta-seed-1 small-eta-seed-1 last float32 $(SPACED) $(GUIDED)
 weights-cifar10: MORE_TABLES = $(MORE_COLOUR)
 weights-cifar10: GRIDS = grid
 weights-cifar10: $(MORE_COLOUR:%=$(COLOUR)/%.json) $(COLOUR)/grid/manifest.json
@@ -204,13 +205,17 @@ $(COLOUR)/last.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensor
 	$(EVALUATE) --model $(@D)/last.safetensors --n $(N) --steps $(QUALITY)
 	mv $(@:.json=.part.json) $@
 
+$(COLOUR)/small-eta-seed-1.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
+	$(EVALUATE) --no-bf16 --seed 1 --n $(N) --steps $(FEW_STEPS) --eta 0.2 0.5
+	mv $(@:.json=.part.json) $@
+
 $(COLOUR)/float32.json: $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
-	$(EVALUATE) --no-bf16 --n $(STEPS_N) --steps $(SPACING_STEPS)
+	$(EVALUATE) --no-bf16 --n $(STEPS_N) --steps $(FEW_STEPS)
 	mv $(@:.json=.part.json) $@
 
 $(SPACED:%=$(COLOUR)/%.json): $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors
 	$(EVALUATE) --spacing $(firstword $(subst -, ,$(basename $(@F)))) --seed $(if $(findstring seed-1,$@),1,0) \
-	    --n $(N) --steps $(SPACING_STEPS)
+	    --n $(N) --steps $(FEW_STEPS)
 	mv $(@:.json=.part.json) $@
 
 $(GUIDED:%=$(COLOUR)/%.json): $(COLOUR)/model.safetensors $(COLOUR)/classifier.safetensors

@@ -17,7 +17,9 @@ from ddimlib.provenance import weights_digest
 ROOT = Path(__file__).resolve().parent.parent
 SPACED = [f"{spacing}{end}" for spacing in ("leading", "trailing", "quadratic") for end in ("", "-seed-1")]
 TABLES = {"quality": 2, "quality-seed-1": 2, "steps": 6, "eta": 10, "eta-seed-1": 4, "reconstruction": 4, "last": 2}
-TABLES |= {"float32": 2} | dict.fromkeys(SPACED, 2) | {f"guidance-{w}": 1 for w in ("1.5", "2", "3")}
+TABLES |= (
+    {"small-eta-seed-1": 4, "float32": 2} | dict.fromkeys(SPACED, 2) | {f"guidance-{w}": 1 for w in ("1.5", "2", "3")}
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def made(tmp_path_factory):
     write_colour_images(folder / "data" / "cifar10", classes="abcdefghij", per_class=2)
     shutil.copytree(ROOT / "ddimlib", folder / "ddimlib", ignore=shutil.ignore_patterns("__pycache__", "*cifar10*"))
     sizes = ["EPOCHS=40", "N=4", "STEPS_N=4", "ETA_N=4", "BATCH=4", "IMAGES=2", "QUALITY=2 10", "STEPS=2 10 20"]
-    sizes += ["ETA_STEPS=2 10", "RECONSTRUCTION_STEPS=10 20", "SPACING_STEPS=2 10"]
+    sizes += ["ETA_STEPS=2 10", "RECONSTRUCTION_STEPS=10 20", "FEW_STEPS=2 10"]
     sizes += ["GUIDANCE_STEPS=2", "GRID_STEPS=2", "EVAL=--quiet"]
     sizes += ["""TRAIN=--steps 2 --batch-size 8 --widths 8 16 16 --blocks 1 1 1"""]
     places = ["DATA=data", "RUNS=runs", "SHIPPED=ddimlib", f"BIN={Path(sys.executable).parent}", "STAMP="]
