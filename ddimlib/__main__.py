@@ -436,7 +436,7 @@ class Evaluate(Drawing):
         seed: of the starting noise
         guidance: classifier-free guidance; 1 is none
         out: the table
-        bf16: compute the network in bfloat16, which is faster on a GPU
+        bf16: compute the network in bfloat16: faster on a GPU and on a CPU with AMX, many times slower on CPUs that emulate it
         compile: run the network through torch.compile, worth it for long tables
         inception: measure FID, too, against the training images; the package torch-fidelity must be installed, and it downloads
             Inception's weights (tested with another network in Inception's place only)

@@ -6,7 +6,8 @@ python tools/race.py cifar10 --minutes 20 --out runs/race.json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from tyro.conf import Positional
 
 from ddimlib import NoiseSchedule
 from ddimlib.__main__ import Command, execute
+from ddimlib.acceleration import cpu_gains_by_bf16
 from ddimlib.data import load_dataset, to_model_range
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.evaluation import add_row, missing_rows, open_table
@@ -97,7 +99,7 @@ class Race(Command):
         entries: who takes part (default: all)
         minutes: for each, compilation included
         n: unseen images, each at one time and with one noise
-        bf16: compute the networks in bfloat16
+        bf16: compute the networks in bfloat16 (default: on a CPU with matrix units, AMX; others emulate it, many times slower)
         compile: run them through torch.compile
         out: the table
     """
@@ -107,7 +109,7 @@ class Race(Command):
     entries: tuple[str, ...] = tuple(ENTRIES)
     minutes: float = 20.0
     n: int = 2000
-    bf16: bool = True
+    bf16: bool = field(default_factory=partial(cpu_gains_by_bf16, False))
     compile: bool = True
     out: str = "runs/race.json"
 
