@@ -49,6 +49,11 @@ UNFINISHED = 3
 """Exit status of a training that ran out of its minutes: it is not an error, and the same command continues it."""
 
 
+def default_device() -> str:
+    """A CUDA GPU if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(kw_only=True)
 class Command:
     """What all commands have in common.
@@ -59,7 +64,7 @@ class Command:
     """
 
     # asked for when a command is made: to ask at import would keep processes that are forked later from using the GPU
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    device: str = field(default_factory=default_device)
     quiet: bool = False
 
     is_shareable: ClassVar[bool] = False  # by the processes that torchrun starts

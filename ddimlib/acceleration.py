@@ -45,17 +45,18 @@ def accelerate(
         fix = "use model.float(), or leave it"
         raise ValueError(f"bf16 converts a float32 network, but this one is {parameter.dtype}; {fix}")
     if bf16 is None:
-        able = torch.cuda.is_bf16_supported(False) if on_gpu else cpu_gains_by_bf16(compile)
-        bf16 = able and parameter is not None and parameter.dtype == torch.float32
+        bf16 = gains_by_bf16(device, compile) and parameter is not None and parameter.dtype == torch.float32
     return AcceleratedDenoiser(model, device, bf16, compile, on_gpu if graph is None else graph)
 
 
-def cpu_gains_by_bf16(compiled: bool) -> bool:
-    """Whether this processor is faster with bfloat16 numbers; torch emulates them where it has no instructions for them.
+def gains_by_bf16(device: torch.device, compiled: bool) -> bool:
+    """Whether a device is faster with bfloat16 numbers; torch emulates them on processors without instructions for them.
 
     With vector units alone, the conversions between the convolutions, which need float32, cost what the convolutions gain,
     unless the network is compiled, which shares them among several operations.
     """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(False)
     checks = ["_is_amx_tile_supported"] + ["_is_avx512_bf16_supported"] * compiled
     return any(getattr(torch.cpu, name, bool)() for name in checks)
 

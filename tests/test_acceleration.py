@@ -177,7 +177,7 @@ def test_an_accelerated_denoiser_says_what_samplers_ask_of_a_network(model):
 
 
 def test_on_a_cpu_without_bfloat16_the_network_is_as_it_was_and_the_report_says_so(model, monkeypatch):
-    monkeypatch.setattr("ddimlib.acceleration.cpu_gains_by_bf16", lambda compiled: False)
+    monkeypatch.setattr("ddimlib.acceleration.gains_by_bf16", lambda device, compiled: False)
     fast, x = accelerate(model), noise(*SHAPE)
     assert (fast(x, t(x)) - model(x, t(x))).abs().max() < 1e-5
     assert fast.report.startswith("cpu: float32, channels_last, not compiled, else as it was")

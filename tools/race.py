@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor
 from tyro.conf import Positional
 
 from ddimlib import NoiseSchedule
-from ddimlib.__main__ import Command, execute
-from ddimlib.acceleration import cpu_gains_by_bf16
+from ddimlib.__main__ import Command, default_device, execute
+from ddimlib.acceleration import gains_by_bf16
 from ddimlib.data import load_dataset, to_model_range
 from ddimlib.denoisers import VelocityDenoiser
 from ddimlib.evaluation import add_row, missing_rows, open_table
@@ -99,7 +98,7 @@ class Race(Command):
         entries: who takes part (default: all)
         minutes: for each, compilation included
         n: unseen images, each at one time and with one noise
-        bf16: compute the networks in bfloat16 (default: on a CPU with matrix units, AMX; others emulate it, many times slower)
+        bf16: compute the networks in bfloat16 (default: on a GPU that can and on a CPU with AMX; others emulate it)
         compile: run them through torch.compile
         out: the table
     """
@@ -109,7 +108,7 @@ class Race(Command):
     entries: tuple[str, ...] = tuple(ENTRIES)
     minutes: float = 20.0
     n: int = 2000
-    bf16: bool = field(default_factory=partial(cpu_gains_by_bf16, False))
+    bf16: bool = field(default_factory=lambda: gains_by_bf16(torch.device(default_device()), compiled=False))
     compile: bool = True
     out: str = "runs/race.json"
 
